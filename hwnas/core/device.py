@@ -1,0 +1,36 @@
+"""Hardware targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A hardware target (not a torch device): where a network's latency is asked for.
+
+    Attributes:
+        name: What the user types, e.g. "edgegpu".
+        title: The real device, e.g. "NVIDIA Jetson TX2".
+        kind: "gpu", "cpu", "phone", "asic", "fpga", "tpu".
+        runtimes: What can run a network there, in order of preference, e.g. ("tensorrt", "ort-cuda").
+        precisions: Number formats, in order of preference: "fp32", "fp16", "int8".
+        metrics: Metrics that are known for it, e.g. ("latency_ms", "energy_mj").
+        measured_how: One sentence: what was measured and how.
+        batch: Batch size of its figures.
+        memory_mib: Memory that a model may use, MiB; None where unknown.
+        host: Where it is: "local", "table" (only known from a table), or an address.
+        origin: Where the definition comes from (file or benchmark).
+    """
+
+    name: str
+    title: str
+    kind: str
+    runtimes: tuple[str, ...]
+    precisions: tuple[str, ...]
+    metrics: tuple[str, ...]
+    measured_how: str
+    batch: int = 1
+    memory_mib: float | None = None
+    host: str = "table"
+    origin: str = ""

@@ -1,0 +1,53 @@
+"""What a search has paid. Every comparison of methods shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Counts of everything that was paid.
+
+    Attributes:
+        evaluations: Distinct architectures evaluated: one for each row of the archive.
+        error_queries: Table, surrogate or training evaluations of an error.
+        cost_queries: Latency, energy and memory queries (table, surrogate or measured), one a metric and device.
+        counted: Numbers counted from the network (parameters, multiply-accumulates).
+        zero_cost: Zero-cost evaluations.
+        pretraining_labels: Labels that a generator or predictor had seen before the search.
+        failures: Rows of measurement that ended without a value.
+        reused: Measurements found in the store instead of being paid again.
+        generated: Samples drawn from generators.
+        rejected: Samples dropped as invalid, known or repeated.
+        filled: Uniform random architectures added because the generator proposed too few.
+        cpu_s: CPU seconds of the search process.
+        wall_s: Wall seconds.
+    """
+
+    evaluations: int = 0
+    error_queries: int = 0
+    cost_queries: int = 0
+    counted: int = 0
+    zero_cost: int = 0
+    pretraining_labels: int = 0
+    failures: int = 0
+    reused: int = 0
+    generated: int = 0
+    rejected: int = 0
+    filled: int = 0
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+
+    def plus(self, other: Ledger) -> Ledger:
+        """The sum, entry by entry."""
+        return replace(self, **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Ledger:
+        return cls(**data)

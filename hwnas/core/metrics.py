@@ -1,0 +1,150 @@
+"""Named numbers: unit, split and direction are in the name (design: metrics carry split, unit and device)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from hwnas.errors import InvalidBudget, UnknownName
+
+Goal = Literal["min", "max"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What a metric's number means.
+
+    Attributes:
+        name: Full name with unit, e.g. "latency_ms".
+        title: For people, e.g. "latency".
+        unit: Unit of the stored number, e.g. "ms".
+        units: Accepted units of a budget, as factor to `unit`.
+        bare: Whether a budget without a unit is read as `unit`; counts need one (1 could be 1 or 1 M).
+        per_device: Whether the number belongs to a device.
+        goal: The direction a user wants.
+        decimals: Digits behind the point in tables.
+    """
+
+    name: str
+    title: str
+    unit: str
+    units: Mapping[str, float]
+    bare: bool = True
+    per_device: bool = False
+    goal: Goal = "min"
+    decimals: int = 2
+
+
+_TIME = MappingProxyType({"ns": 1e-6, "us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3})
+_ENERGY = MappingProxyType({"uJ": 1e-3, "µJ": 1e-3, "mJ": 1.0, "J": 1e3})
+_COUNT = MappingProxyType({"k": 1e-3, "K": 1e-3, "M": 1.0, "G": 1e3, "B": 1e3})
+_BYTES = MappingProxyType(
+    {
+        "B": 2.0**-20,
+        "kB": 1e3 / 2**20,
+        "KiB": 2.0**-10,
+        "MB": 1e6 / 2**20,
+        "MiB": 1.0,
+        "GB": 1e9 / 2**20,
+        "GiB": 1024.0,
+    }
+)
+_PERCENT = MappingProxyType({"%": 1.0, "pct": 1.0})
+
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        metric.name: metric
+        for metric in (
+            Metric("val_error_pct", "validation error", "%", _PERCENT),
+            Metric("test_error_pct", "test error", "%", _PERCENT),
+            Metric("latency_ms", "latency", "ms", _TIME, per_device=True, decimals=3),
+            Metric("cpu_time_ms", "CPU time", "ms", _TIME, per_device=True, decimals=3),
+            Metric("energy_mj", "energy", "mJ", _ENERGY, per_device=True, decimals=3),
+            Metric("params_m", "parameters", "M", _COUNT, bare=False, decimals=3),
+            Metric("macs_m", "multiply-accumulates", "M", _COUNT, bare=False, decimals=1),
+            Metric("peak_memory_mib", "peak memory", "MiB", _BYTES, bare=False, per_device=True, decimals=2),
+        )
+    }
+)
+
+FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        # search on validation where there is one, else on test (and say so)
+        "error": ("val_error_pct", "test_error_pct"),
+        "latency": ("latency_ms",),
+        "cpu_time": ("cpu_time_ms",),
+        "energy": ("energy_mj",),
+        "params": ("params_m",),
+        "macs": ("macs_m",),
+        "memory": ("peak_memory_mib",),
+        "peak_memory": ("peak_memory_mib",),
+    }
+)
+
+
+def metric(name: str) -> Metric:
+    """The metric called `name`.
+
+    Raises:
+        UnknownName: With the nearest known names.
+    """
+    try:
+        return METRICS[name]
+    except KeyError:
+        raise UnknownName("metric", name, METRICS) from None
+
+
+def candidates(name: str) -> tuple[str, ...]:
+    """Metrics that a user's word may mean, best first: "error" is validation error, else test error.
+
+    Raises:
+        UnknownName: If it is neither a family ("error", "latency") nor a full metric name.
+    """
+    if name in FAMILIES:
+        return FAMILIES[name]
+    if name in METRICS:
+        return (name,)
+    raise UnknownName("objective", name, [*FAMILIES, *METRICS])
+
+
+_QUANTITY = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([^\s\d]*)\s*")
+
+
+def parse_quantity(text: str, name: str) -> float:
+    """A budget such as "5", "5ms", "20 mJ" or "1.5M" as a number in the metric's own unit.
+
+    Args:
+        text: What the user wrote.
+        name: Full name of the metric.
+
+    Raises:
+        InvalidBudget: If it is no number, not above zero, or its unit is wrong or missing.
+    """
+    what = metric(name)
+    example = f"{'5' if what.bare else '1' + what.unit}"
+    wanted = f"a {what.title} budget is a number above 0 with one of the units {', '.join(what.units)}"
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
+        raise InvalidBudget(f"{wanted}, e.g. {example!r}; got {text!r}")
+    number, unit = match.groups()
+    if not unit and not what.bare:
+        raise InvalidBudget(
+            f"{wanted}; {text!r} has none. Write {number}M, {number}k, ... (see units)"
+            if what.unit == "M"
+            else f"{wanted}; {text!r} has none. Write {number}{what.unit}"
+        )
+    if unit and unit not in what.units:
+        raise InvalidBudget(f"{wanted}; {text!r} has the unit {unit!r}")
+    value = float(number) * (what.units[unit] if unit else 1.0)
+    if not 0 < value < float("inf"):
+        raise InvalidBudget(f"{wanted}; got {text!r}")
+    return value
+
+
+def show(name: str, value: float) -> str:
+    """A value with its unit as people read it: "4.213 ms", "44.2 %"; "-" for nan."""
+    what = metric(name)
+    return "-" if value != value else f"{value:.{what.decimals}f} {what.unit}"

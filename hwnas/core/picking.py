@@ -1,0 +1,83 @@
+"""Choosing one architecture from a front, with pymoo's decision making."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+def best_under_budget(losses: Floats, violations: Floats, objective: int = 0) -> int | None:
+    """The row with the least loss in one objective among rows that meet every budget; ties go to the
+    row that is better in the other objectives' order.
+
+    Args:
+        losses: `n x m`.
+        violations: `n`, 0 where every budget is met.
+
+    Returns:
+        Its index, or None where no row is feasible.
+    """
+    feasible = np.flatnonzero((violations == 0) & ~np.isnan(losses).any(axis=1))
+    if len(feasible) == 0:
+        return None
+    others = [losses[feasible, j] for j in reversed(range(losses.shape[1])) if j != objective]
+    return int(feasible[np.lexsort((*others, losses[feasible, objective]))[0]])
+
+
+def nearest_to_feasible(losses: Floats, violations: Floats) -> int | None:
+    """The row with the least violation, for runs that found nothing feasible; None where all failed."""
+    candidates = np.flatnonzero(np.isfinite(violations) & ~np.isnan(losses).any(axis=1))
+    return int(candidates[np.argmin(violations[candidates])]) if len(candidates) else None
+
+
+def knee(losses: Floats) -> int:
+    """The point of a front with the highest trade-off: leaving it costs most (Rachmawati and Srinivasan 2009,
+    as pymoo's `HighTradeoffPoints` computes it on normalised losses).
+
+    Args:
+        losses: `n x m`, mutually non-dominated, without nan; n >= 1.
+
+    Returns:
+        Its index. A front of one or two points has no inner point: the one nearest to the ideal is returned.
+    """
+    from pymoo.mcdm.high_tradeoff import HighTradeoffPoints
+
+    scaled = normalise(losses)
+    if len(losses) > 2:
+        # pymoo returns outliers of the trade-off, None where no point stands out
+        picked = HighTradeoffPoints(normalize=False)(scaled)
+        if picked is not None and len(np.atleast_1d(picked)):
+            few = np.atleast_1d(picked)
+            return int(few[np.argmin(np.linalg.norm(scaled[few], axis=1))])
+    return int(np.argmin(np.linalg.norm(scaled, axis=1)))
+
+
+def asf(losses: Floats, weights: Sequence[float]) -> int:
+    """The row that minimises the augmented achievement scalarising function (Wierzbicki 1980), pymoo's `ASF`.
+
+    Args:
+        losses: `n x m`, without nan; normalised to the front's range here.
+        weights: `m` importances above 0; a larger weight asks for less loss in that objective.
+
+    Raises:
+        ValueError: If `weights` is not `m` finite numbers above 0.
+    """
+    from pymoo.decomposition.asf import ASF
+
+    importance = np.asarray(weights, dtype=np.float64)
+    if importance.shape != (losses.shape[1],) or not (np.isfinite(importance) & (importance > 0)).all():
+        raise ValueError(
+            f"asf wants {losses.shape[1]} weights above 0, one per objective; got {list(weights)}"
+        )
+    # pymoo divides by its weights, so they are the inverse of an importance
+    return int(np.argmin(ASF().do(normalise(losses), 1.0 / importance)))
+
+
+def normalise(losses: Floats) -> Floats:
+    """Each column scaled to 0..1 over the rows; a constant column becomes 0."""
+    low, high = losses.min(axis=0), losses.max(axis=0)
+    return np.asarray((losses - low) / np.where(high > low, high - low, 1.0))

@@ -1,0 +1,149 @@
+"""What a search knows: the one value that generators learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas.core import pareto
+from hwnas.core.architecture import Architecture
+from hwnas.core.measurement import Measurement, Source
+from hwnas.core.objective import Constraint, Objective
+from hwnas.seeding import stream
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One counted evaluation: an architecture with all its measurements, failures included."""
+
+    architecture: Architecture
+    measurements: tuple[Measurement, ...]
+
+    def find(self, metric: str, device: str | None) -> Measurement | None:
+        """The measurement of a metric on a device, or None."""
+        for row in self.measurements:
+            if row.metric == metric and (device is None or row.context.device == device):
+                return row
+        return None
+
+
+@dataclass(frozen=True)
+class SearchState:
+    """Everything measured so far, and what is wanted. Immutable: `tell` returns the next one.
+
+    Attributes:
+        space: Name of the search space.
+        objectives: `m` objectives.
+        constraints: Budgets.
+        queries: Evaluations that the whole search may pay.
+        seed: Seed of the run.
+        step: Number of `tell`s so far.
+        archive: Evaluations in the order in which they were paid.
+    """
+
+    space: str
+    objectives: tuple[Objective, ...]
+    constraints: tuple[Constraint, ...] = ()
+    queries: int = 200
+    seed: int = 0
+    step: int = 0
+    archive: tuple[Evaluation, ...] = ()
+
+    def tell(self, rows: Sequence[Measurement]) -> SearchState:
+        """The next state, with new measurements appended; rows of one architecture become one evaluation.
+
+        Raises:
+            ValueError: If an architecture is already in the archive: it is evaluated once.
+        """
+        grouped: dict[Architecture, list[Measurement]] = {}
+        for row in rows:
+            grouped.setdefault(row.architecture, []).append(row)
+        known = grouped.keys() & self.seen
+        if known:
+            raise ValueError(f"an architecture is evaluated once; {min(known)} is already in the archive")
+        fresh = tuple(Evaluation(arch, tuple(measured)) for arch, measured in grouped.items())
+        return replace(self, step=self.step + 1, archive=self.archive + fresh)
+
+    def rng(self, role: str) -> np.random.Generator:
+        """The random stream of one role in this step; nothing to save, no order to keep."""
+        return stream(self.seed, self.step, role)
+
+    @property
+    def remaining(self) -> int:
+        """Evaluations left to pay."""
+        return max(0, self.queries - len(self.archive))
+
+    @cached_property
+    def architectures(self) -> tuple[Architecture, ...]:
+        """The `n` evaluated architectures, in order."""
+        return tuple(evaluation.architecture for evaluation in self.archive)
+
+    @cached_property
+    def seen(self) -> frozenset[Architecture]:
+        return frozenset(self.architectures)
+
+    @cached_property
+    def losses(self) -> Floats:
+        """`n x m`, minimised; nan where a measurement failed."""
+        return self._columns([(o.metric, o.device) for o in self.objectives], "loss")
+
+    @cached_property
+    def half_widths(self) -> Floats:
+        """`n x m`, half of each interval that was *measured*; 0 for others.
+
+        A surrogate's interval says how far the whole model may be off, not how two of its answers compare, so
+        it makes no ties.
+        """
+        return self._columns([(o.metric, o.device) for o in self.objectives], "half_width")
+
+    @cached_property
+    def violations(self) -> Floats:
+        """`n`: relative excess over all budgets, summed. 0 means feasible; inf that a number is missing."""
+        total = np.zeros(len(self.archive))
+        for constraint in self.constraints:
+            column = self._columns([(constraint.metric, constraint.device)], "value")[:, 0]
+            total += np.array([constraint.violation(float(value)) for value in column])
+        total[np.isnan(self.losses).any(axis=1)] = np.inf
+        return total
+
+    @cached_property
+    def order(self) -> NDArray[np.int64]:
+        """Indices into the archive from best to worst: violation, Pareto rank, crowding."""
+        return pareto.order(self.losses, self.violations)
+
+    @cached_property
+    def front_indices(self) -> NDArray[np.int64]:
+        """Archive indices of the front: feasible rows that no feasible row dominates, ties inside the
+        measurements' intervals kept; by ascending first objective."""
+        feasible = np.flatnonzero(self.violations == 0)
+        kept = feasible[pareto.non_dominated(self.losses[feasible], self.half_widths[feasible])]
+        return kept[np.lexsort((kept, self.losses[kept, 0]))] if len(kept) else kept
+
+    def front(self) -> pareto.ParetoFront:
+        """The feasible, non-dominated part of the archive."""
+        rows = self.front_indices
+        return pareto.ParetoFront(
+            tuple(self.architectures[i] for i in rows),
+            self.losses[rows],
+            tuple(o.name for o in self.objectives),
+        )
+
+    def _columns(self, wanted: Iterable[tuple[str, str | None]], what: str) -> Floats:
+        names = list(wanted)
+        table = np.full((len(self.archive), len(names)), np.nan)
+        for i, evaluation in enumerate(self.archive):
+            for j, (metric, device) in enumerate(names):
+                row = evaluation.find(metric, device)
+                if row is None:
+                    continue
+                if what == "half_width":
+                    table[i, j] = row.half_width if row.context.source is Source.MEASURED else 0.0
+                else:
+                    table[i, j] = row.value if what == "value" else self.objectives[j].loss(row.value)
+        return np.nan_to_num(table, nan=0.0) if what == "half_width" else table

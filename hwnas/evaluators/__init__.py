@@ -1,0 +1,1 @@
+"""Evaluators: where measurements come from (tables, surrogates, counting)."""

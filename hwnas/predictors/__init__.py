@@ -1,0 +1,1 @@
+"""Predictors: guesses of losses, with uncertainty where there is any."""

@@ -1,0 +1,1 @@
+"""Stores: append-only memories of a run."""

@@ -1,0 +1,1 @@
+"""Benchmark tables: finding, checking, importing and downloading them."""

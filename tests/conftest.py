@@ -1,0 +1,24 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch is imported: two threads are far slower under load
+
+
+@pytest.fixture(scope="session")
+def tables_dir() -> Path:
+    """The folder of benchmark tables that `HWNAS_TABLES` names; without it the test is skipped."""
+    folder = os.environ.get("HWNAS_TABLES")
+    if not folder:
+        pytest.skip("needs the benchmark tables: set HWNAS_TABLES to a folder of Parquet files")
+    path = Path(folder)
+    if not (path / "nb201_accuracy.parquet").is_file():
+        pytest.fail(f"HWNAS_TABLES={folder} holds no nb201_accuracy.parquet")
+    return path
