@@ -17,6 +17,4 @@ def folder(name: str) -> Path:
     for candidate in candidates:
         if candidate.is_dir():
             return candidate
-    raise FileNotFoundError(
-        f"hwnas's own folder {name!r} is missing; looked at {candidates[0]} and {candidates[1]}"
-    )
+    raise FileNotFoundError(f"hwnas's own folder {name!r} is missing; looked at {candidates[0]} and {candidates[1]}")

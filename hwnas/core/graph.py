@@ -66,9 +66,7 @@ class ArchGraph:
         """The graph without nodes and edges that lie on no path from input to output."""
         alive = self.live()
         number = np.cumsum(alive) - 1
-        edges = tuple(
-            sorted((int(number[s]), int(number[t])) for s, t in self.edges if alive[s] and alive[t])
-        )
+        edges = tuple(sorted((int(number[s]), int(number[t])) for s, t in self.edges if alive[s] and alive[t]))
         # input and output are kept even when nothing connects them; an edge between dead ends is not
         reachable = bool(edges) or self.n <= 1
         ops = tuple(op for op, keep in zip(self.ops, alive, strict=True) if keep)
@@ -87,8 +85,7 @@ class ArchGraph:
             into[target].append(source)
             out[source].append(target)
         colours = [
-            _digest(f"{len(into[v])}|{len(out[v])}|{self.ops[v]}|{v == 0}|{v == self.n - 1}")
-            for v in range(self.n)
+            _digest(f"{len(into[v])}|{len(out[v])}|{self.ops[v]}|{v == 0}|{v == self.n - 1}") for v in range(self.n)
         ]
         for _ in range(self.n):
             colours = [

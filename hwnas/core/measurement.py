@@ -117,9 +117,7 @@ class Measurement:
                 f"{self.metric} of {self.architecture}: status {self.status} wants a number, got {self.value}"
             )
         if not self.status.has_value and not math.isnan(self.value):
-            raise ValueError(
-                f"{self.metric} of {self.architecture}: status {self.status} wants nan, got {self.value}"
-            )
+            raise ValueError(f"{self.metric} of {self.architecture}: status {self.status} wants nan, got {self.value}")
         if self.interval is not None and not self.interval[0] <= self.value <= self.interval[1]:
             raise ValueError(
                 f"{self.metric} of {self.architecture}: {self.value} is outside its interval {self.interval}"

@@ -72,7 +72,9 @@ class Constraint:
 
     def __str__(self) -> str:
         where = f" on {self.device}" if self.device else ""
-        return f"{metric(self.metric).title}{where} {'<=' if self.goal == 'min' else '>='} {show(self.metric, self.bound)}"
+        return (
+            f"{metric(self.metric).title}{where} {'<=' if self.goal == 'min' else '>='} {show(self.metric, self.bound)}"
+        )
 
 
 def _check(name: str, device: str | None) -> None:

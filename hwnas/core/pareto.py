@@ -71,7 +71,7 @@ def non_dominated(losses: Floats, half_widths: Floats | None = None) -> NDArray[
 
 
 def _equal_to_any(rows: Floats, of: Floats) -> NDArray[np.bool_]:
-    return (rows[:, None, :] == of[None, :, :]).all(2).any(1)
+    return np.asarray((rows[:, None, :] == of[None, :, :]).all(2).any(1), dtype=np.bool_)
 
 
 def pareto_ranks(losses: Floats) -> NDArray[np.int64]:

@@ -70,9 +70,7 @@ def asf(losses: Floats, weights: Sequence[float]) -> int:
 
     importance = np.asarray(weights, dtype=np.float64)
     if importance.shape != (losses.shape[1],) or not (np.isfinite(importance) & (importance > 0)).all():
-        raise ValueError(
-            f"asf wants {losses.shape[1]} weights above 0, one per objective; got {list(weights)}"
-        )
+        raise ValueError(f"asf wants {losses.shape[1]} weights above 0, one per objective; got {list(weights)}")
     # pymoo divides by its weights, so they are the inverse of an importance
     return int(np.argmin(ASF().do(normalise(losses), 1.0 / importance)))
 

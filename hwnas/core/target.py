@@ -27,10 +27,10 @@ def weights(state: SearchState, factor: float = 0.01) -> Floats:
     (Tripp et al. 2020, arXiv 2006.09191, eq. 1; AG-Net uses factor 0.01). Failures weigh 0.
     """
     n = len(state.archive)
-    raw = 1.0 / (factor * n + positions(state)) if n else np.zeros(0)
+    raw = np.asarray(1.0 / (factor * n + positions(state)) if n else np.zeros(0), dtype=np.float64)
     raw[np.isnan(state.losses).any(axis=1)] = 0.0
     total = raw.sum()
-    return raw / total if total > 0 else raw
+    return np.asarray(raw / total) if total > 0 else raw
 
 
 def elite(state: SearchState, k: int) -> tuple[Architecture, ...]:
@@ -75,9 +75,7 @@ def request(state: SearchState, n: int, *, rng: np.random.Generator, reach: floa
     span = good.max(axis=0) - good.min(axis=0)
     crowding = pareto.crowding_distance(losses)
     finite = crowding[np.isfinite(crowding)]
-    crowding = np.where(
-        np.isfinite(crowding), crowding, finite.max() if len(finite) and finite.max() > 0 else 1.0
-    )
+    crowding = np.where(np.isfinite(crowding), crowding, finite.max() if len(finite) and finite.max() > 0 else 1.0)
     chance = (crowding + 1e-9) / (crowding + 1e-9).sum()
     picked = losses[rng.choice(len(losses), size=n, p=chance)]
     return np.asarray(picked - reach * rng.random((n, losses.shape[1])) * span)
