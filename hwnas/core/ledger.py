@@ -19,7 +19,7 @@ class Ledger:
         zero_cost: Zero-cost evaluations.
         pretraining_labels: Labels that a generator or predictor had seen before the search.
         failures: Rows of measurement that ended without a value.
-        reused: Measurements found in the store instead of being paid again.
+        reported: Queries after the search, for the report only (e.g. the test error of the front).
         generated: Samples drawn from generators.
         rejected: Samples dropped as invalid, known or repeated.
         filled: Uniform random architectures added because the generator proposed too few.
@@ -34,7 +34,7 @@ class Ledger:
     zero_cost: int = 0
     pretraining_labels: int = 0
     failures: int = 0
-    reused: int = 0
+    reported: int = 0
     generated: int = 0
     rejected: int = 0
     filled: int = 0

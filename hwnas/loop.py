@@ -1,0 +1,154 @@
+"""The search loop: propose, measure, tell, learn. Knows protocols only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from hwnas.core.architecture import Architecture
+from hwnas.core.ledger import Ledger
+from hwnas.core.measurement import Measurement
+from hwnas.core.protocols import Generator, SearchSpace, Store
+from hwnas.core.state import SearchState
+from hwnas.errors import RunCorrupt
+from hwnas.measure import Measure, Wanted
+from hwnas.seeding import stream
+from hwnas.spaces.codes import sample_unseen
+
+OnStep = Callable[[SearchState, Ledger], None]
+
+
+@dataclass(frozen=True)
+class Search:
+    """The parts of one search.
+
+    Attributes:
+        space: Where architectures come from.
+        generator: Proposes and learns; holds weights.
+        measure: Evaluates, stores and counts.
+        batch: Evaluations a step; None leaves it to the generator.
+    """
+
+    space: SearchSpace
+    generator: Generator
+    measure: Measure
+    batch: int | None = None
+
+    def step(self, state: SearchState) -> tuple[SearchState, Ledger]:
+        """One turn; returns the next state and what the turn has paid. An unchanged archive means that the space
+        is exhausted."""
+        wish = self.batch or self.generator.batch_size(state)
+        n = max(1, min(wish, state.remaining))
+        proposed = self.generator.propose(state, n, rng=state.rng("propose"))
+        chosen, rejected = _fresh(proposed, state, self.space, n)
+        drawn: Ledger = getattr(self.generator, "drawn", Ledger(generated=len(proposed)))
+        missing = n - len(chosen)
+        if missing:
+            # a generator that runs dry must not end a search that still has a budget
+            chosen += sample_unseen(self.space, missing, state.seen.union(chosen), rng=state.rng("fill"))
+        filled = len(chosen) - (n - missing)
+        if not chosen:
+            return state, drawn
+        rows, paid = self.measure(chosen)
+        after = state.tell(rows)
+        self.generator.update(after, rng=state.rng("update"))
+        return after, paid.plus(drawn).plus(Ledger(rejected=rejected, filled=filled))
+
+    def run(self, state: SearchState, *, ledger: Ledger | None = None, on_step: OnStep | None = None) -> SearchState:
+        """Steps until the budget is spent or the space is exhausted; each step is committed to the store.
+
+        Args:
+            state: Where to start: an empty archive, or what `resume` returned.
+            ledger: What was paid before.
+            on_step: Called after each committed step, e.g. by a progress display.
+        """
+        clock = _Clock()
+        store: Store = self.measure.store
+        total = ledger or Ledger()
+        if state.step == 0 and hasattr(self.generator, "pretrain"):
+            pretrain = self.generator.pretrain
+            total = total.plus(pretrain(self.space, budget=60.0, rng=stream(state.seed, 0, "pretrain")))
+        while state.remaining:
+            after, paid = self.step(state)
+            total = total.plus(paid).plus(clock.lap())
+            if len(after.archive) == len(state.archive):
+                break
+            store.commit_step(after, self.generator.state_dict(), total)
+            state = after
+            if on_step is not None:
+                on_step(state, total)
+        return state
+
+    def resume(self, start: SearchState) -> tuple[SearchState, Ledger]:
+        """The state and ledger after the last committed step in the store; the generator continues from there.
+
+        Args:
+            start: The state with an empty archive that the run began with.
+
+        Raises:
+            RunCorrupt: If the store lacks measurements that its steps name.
+        """
+        saved = self.measure.store.last_step()
+        if saved is None:
+            return start, Ledger()
+        _, steps, weights, ledger = saved
+        state = replay(start, steps, self.measure.store.rows(), [wanted for wanted, _ in self.measure.plan])
+        self.generator.load_state_dict(weights)
+        return state, ledger
+
+
+def replay(
+    start: SearchState, steps: Iterable[Iterable[str]], rows: Iterable[Measurement], wanted: Sequence[Wanted]
+) -> SearchState:
+    """The state that `steps` led to, from stored facts alone.
+
+    Args:
+        start: The state with an empty archive.
+        steps: Architecture keys of each step, in order.
+        rows: All stored measurements; those of other metrics (made for the report) are left out.
+        wanted: The (metric, device) pairs that every evaluation has, in order.
+
+    Raises:
+        RunCorrupt: If an architecture of a step lacks a measurement.
+    """
+    known: dict[tuple[str, str, str | None], Measurement] = {}
+    for row in rows:
+        known.setdefault((row.architecture.key, row.metric, row.context.device), row)
+    state = start
+    for number, keys in enumerate(steps, start=1):
+        told: list[Measurement] = []
+        for key in keys:
+            for metric, device in wanted:
+                row = known.get((key, metric, device))
+                if row is None:
+                    raise RunCorrupt(f"step {number} names {key}, but the store holds no {metric} of it")
+                told.append(row)
+        state = state.tell(told)
+    return state
+
+
+def _fresh(
+    proposed: Iterable[Architecture], state: SearchState, space: SearchSpace, n: int
+) -> tuple[list[Architecture], int]:
+    """Valid, unseen, distinct proposals, at most `n`, and how many were dropped for not being so."""
+    chosen: dict[Architecture, None] = {}
+    rejected = 0
+    for architecture in proposed:
+        space.validate(architecture)  # a generator that leaves the space is a bug, not a sample to drop
+        if architecture in state.seen or architecture in chosen:
+            rejected += 1
+        elif len(chosen) < n:
+            chosen[architecture] = None
+    return list(chosen), rejected
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self._cpu, self._wall = time.process_time(), time.perf_counter()
+
+    def lap(self) -> Ledger:
+        cpu, wall = time.process_time(), time.perf_counter()
+        spent = Ledger(cpu_s=cpu - self._cpu, wall_s=wall - self._wall)
+        self._cpu, self._wall = cpu, wall
+        return spent

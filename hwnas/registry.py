@@ -1,0 +1,99 @@
+"""Names to implementations, imported on use; plugins join through entry points.
+
+A plugin package declares, for example
+
+    [project.entry-points."hwnas.generators"]
+    my-method = "my_package.module:factory"
+
+and `--generator my-method` works. A factory takes the search space and, as keywords, its own settings.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from hwnas.core.protocols import Generator, SearchSpace
+from hwnas.errors import InvalidSetting, UnknownName
+
+_SPACES = {"nb201": "hwnas.spaces.nb201:NasBench201"}
+_GENERATORS = {
+    "agnet": "hwnas.generators.agnet:agnet",
+    "agnet-paper": "hwnas.generators.agnet:agnet_paper",
+    "random": "hwnas.generators.random:RandomSearch",
+    "evolution": "hwnas.generators.evolution:RegularizedEvolution",
+    "eda": "hwnas.generators.eda:MarginalEDA",
+    "nsga2": "hwnas.generators.pymoo_ea:nsga2",
+}
+_PYMOO = "pymoo:"
+
+
+def spaces() -> list[str]:
+    """Names of all search spaces, plugins included."""
+    return sorted(_known("hwnas.spaces", _SPACES))
+
+
+def generators() -> list[str]:
+    """Names of all generators, plugins included; besides them `pymoo:NAME` is any of pymoo's algorithms."""
+    return sorted(_known("hwnas.generators", _GENERATORS))
+
+
+def space(name: str) -> SearchSpace:
+    """The search space called `name`.
+
+    Raises:
+        UnknownName: With the nearest known names.
+    """
+    built: SearchSpace = _resolve("space", name, "hwnas.spaces", _SPACES)()
+    return built
+
+
+def generator(name: str, search_space: SearchSpace, settings: Mapping[str, Any] | None = None) -> Generator:
+    """The generator called `name`, for one space.
+
+    Args:
+        name: A name of `generators()` or `pymoo:NAME`.
+        search_space: What it will propose from.
+        settings: Keywords of its factory; a wrong one is refused with the list of the right ones.
+
+    Raises:
+        UnknownName: No such generator.
+        InvalidSetting: No such setting, or a value that the generator refuses.
+    """
+    chosen = dict(settings or {})
+    if name.startswith(_PYMOO):
+        from hwnas.generators.pymoo_ea import PymooEA
+
+        chosen["algorithm"] = name.removeprefix(_PYMOO)
+        factory: Callable[..., Generator] = PymooEA
+    else:
+        factory = _resolve("generator", name, "hwnas.generators", _GENERATORS)
+    admitted = [p for p in inspect.signature(factory).parameters if p != "space"]
+    wrong = [key for key in chosen if key not in admitted]
+    if wrong:
+        raise InvalidSetting(
+            f"generator {name!r} has no setting {wrong[0]!r}. Known: {', '.join(admitted) or 'none'}"
+        )
+    try:
+        return factory(search_space, **chosen)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, UnknownName):
+            raise
+        raise InvalidSetting(f"generator {name!r} refuses its settings {chosen}: {error}") from error
+
+
+def _known(group: str, own: Mapping[str, str]) -> dict[str, str]:
+    plugins = {point.name: point.value for point in entry_points(group=group)}
+    return {**plugins, **own}
+
+
+def _resolve(kind: str, name: str, group: str, own: Mapping[str, str]) -> Callable[..., Any]:
+    known = _known(group, own)
+    if name not in known:
+        raise UnknownName(kind, name, known)
+    module, _, attribute = known[name].partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    return found
