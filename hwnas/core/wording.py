@@ -1,0 +1,66 @@
+"""Facts in words: where a number comes from and how sure it is. Used wherever people read a number."""
+
+from __future__ import annotations
+
+from hwnas.core.measurement import Context, Measurement, Source, Status
+from hwnas.core.metrics import METRICS, Metric, metric
+
+
+def known(name: str) -> Metric:
+    """The metric called `name`; a plain one, without unit, for metrics that hwnas does not know."""
+    return METRICS[name] if name in METRICS else Metric(name, name.replace("_", " "), "", {}, decimals=4)
+
+
+def quantity(name: str, value: float, *, unit: bool = True) -> str:
+    """A value for people, e.g. "4.213 ms"; "-" for nan."""
+    what = known(name)
+    if value != value:
+        return "-"
+    return f"{value:.{what.decimals}f} {what.unit}".rstrip() if unit else f"{value:.{what.decimals}f}"
+
+
+def heading(name: str, device: str | None) -> str:
+    """An axis or column title with its unit, e.g. "latency on edgegpu [ms]"."""
+    what = known(name)
+    where = f" on {device}" if device else ""
+    return f"{what.title}{where}" + (f" [{what.unit}]" if what.unit else "")
+
+
+def provenance(context: Context) -> str:
+    """Source first, then all that makes the number comparable: "table: cifar10, test split, mean of seeds"."""
+    if context.runtime == "count":
+        kind = "counted from the network"
+    else:
+        kind = str(context.source)
+    seed = "mean of seeds" if context.seed == "mean" else f"seed {context.seed}"
+    parts = (
+        context.dataset,
+        context.split and f"{context.split} split",
+        context.fidelity,
+        context.seed and seed,
+        context.device,
+        context.runtime if context.runtime != "count" else None,
+        context.precision,
+        f"batch {context.batch}" if context.batch else None,
+        context.origin,
+    )
+    told = ", ".join(part for part in parts if part)
+    return f"{kind}: {told}" if told else kind
+
+
+def certainty(row: Measurement) -> str:
+    """How sure a number is: its interval, or what kind of fact it is; for failures the status and its message."""
+    if not row.status.has_value:
+        return f"{row.status}: {row.message}" if row.message else str(row.status)
+    busy = "" if row.status is Status.OK else f" ({row.status})"
+    if row.interval is not None:
+        low, high = row.interval
+        decimals = metric(row.metric).decimals if row.metric in METRICS else 4
+        return f"95 % interval {low:.{decimals}f} to {high:.{decimals}f}{busy}"
+    if row.context.runtime == "count":
+        return "exact count"
+    if row.context.source is Source.TABLE:
+        seed = row.context.seed
+        detail = ", mean of seeds" if seed == "mean" else f", seed {seed}" if seed else ""
+        return f"exact table row{detail}{busy}"
+    return f"{row.context.source}, interval unknown{busy}"

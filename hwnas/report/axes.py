@@ -1,0 +1,138 @@
+"""Which numbers a two-dimensional plot of a run shows, and how its points are grouped; shared by both plotters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas.core.objective import Constraint
+from hwnas.report.view import Column, RunView
+
+# Okabe and Ito's palette: told apart with any colour vision; shapes differ as well
+BLUE, ORANGE, GREEN, RED, GREY, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8c8c8c", "#CC79A7"
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Two axes of a run.
+
+    Attributes:
+        x: Column of the horizontal axis; None for the order of evaluation.
+        y: Column of the vertical axis.
+        line: Whether the front is a curve in these two axes (two objectives, both shown).
+    """
+
+    x: Column | None
+    y: Column
+    line: bool
+
+    def coordinates(self, view: RunView) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """`n` and `n`; nan where there is no number."""
+        across = np.arange(1.0, view.n + 1) if self.x is None else view.values[:, view.columns.index(self.x)]
+        return across, view.values[:, view.columns.index(self.y)]
+
+    def spreads(self, view: RunView) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """`n x 2` and `n x 2`: how far each interval reaches below and above its value; 0 where there is none."""
+        across = np.zeros((view.n, 2)) if self.x is None else view.spreads[:, view.columns.index(self.x)]
+        return across, view.spreads[:, view.columns.index(self.y)]
+
+    def titles(self, view: RunView) -> tuple[str, str]:
+        return "evaluation" if self.x is None else view.title(self.x), view.title(self.y)
+
+    def bounds(self, view: RunView) -> tuple[list[Constraint], list[Constraint]]:
+        """Budgets on the horizontal and on the vertical axis."""
+        every = view.state.constraints
+        return (
+            [c for c in every if (c.metric, c.device) == self.x],
+            [c for c in every if (c.metric, c.device) == self.y],
+        )
+
+
+def projections(view: RunView) -> list[Projection]:
+    """The primary objective over each other objective and over each budgeted metric; over time if it is alone."""
+    y = (view.objective.metric, view.objective.device)
+    budgets = [(c.metric, c.device) for c in view.state.constraints]
+    objectives = [(o.metric, o.device) for o in view.state.objectives]
+    # what has a budget is asked about first
+    others = [c for c in dict.fromkeys([*budgets, *objectives]) if c != y]
+    both = len(objectives) == 2
+    return [Projection(x, y, both and x in objectives) for x in others] or [Projection(None, y, False)]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Points that look alike.
+
+    Attributes:
+        name: For the legend.
+        indices: Archive indices.
+        colour: Of the marker.
+        plotly: Marker symbol there.
+        matplotlib: Marker symbol there.
+        size: Diameter in points.
+    """
+
+    name: str
+    indices: list[int]
+    colour: str
+    plotly: str
+    matplotlib: str
+    size: float
+
+
+def groups(view: RunView) -> list[Group]:
+    """All points with numbers, each in one group, drawn in this order; empty groups are left out."""
+    front = set(view.front)
+    special = {i for i in (view.recommended, view.knee, view.nearest) if i is not None}
+    plain = [i for i in range(view.n) if not view.failed[i] and i not in special]
+    inside = "within budget" if view.state.constraints else "evaluated"
+    knee = [] if view.knee in (None, view.recommended) else [view.knee]
+    found = [
+        Group("over budget", [i for i in plain if not view.feasible[i]], GREY, "x-thin-open", "x", 7),
+        Group(inside, [i for i in plain if view.feasible[i] and i not in front], BLUE, "circle-open", "o", 7),
+        Group("front", [i for i in view.front if i not in special], ORANGE, "circle", "o", 9),
+        Group("knee", [i for i in knee if i is not None], PURPLE, "diamond", "D", 11),
+        Group("recommended", [] if view.recommended is None else [view.recommended], GREEN, "star", "*", 18),
+        Group("nearest", [] if view.nearest is None else [view.nearest], RED, "triangle-up", "^", 13),
+    ]
+    return [group for group in found if group.indices]
+
+
+def staircase(view: RunView, projection: Projection) -> tuple[list[float], list[float]]:
+    """The attained edge of the front in a projection: corners between its points; empty where it is no curve."""
+    if not projection.line or len(view.front) < 2:
+        return [], []
+    losses = view.state.losses
+    j = next(k for k, o in enumerate(view.state.objectives) if (o.metric, o.device) == projection.x)
+    x, y = projection.coordinates(view)
+    rows = sorted(view.front, key=lambda i: (losses[i, j], losses[i, view.primary]))
+    across, up = [float(x[rows[0]])], [float(y[rows[0]])]
+    least = losses[rows[0], view.primary]
+    for row in rows[1:]:
+        # points that are on the front only because an interval leaves their order open are no corners
+        if losses[row, view.primary] < least:
+            least = losses[row, view.primary]
+            # between two points only the worse of both values is attained
+            across += [float(x[row]), float(x[row])]
+            up += [up[-1], float(y[row])]
+    return across, up
+
+
+def span(view: RunView, projection: Projection) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Limits of both axes: all points, intervals and budgets with a margin; (0, 1) where there is nothing."""
+    bounds = projection.bounds(view)
+    pairs = zip(projection.coordinates(view), projection.spreads(view), bounds, strict=True)
+    low_high = [_limits(values, widths, [c.bound for c in budgets]) for values, widths, budgets in pairs]
+    return low_high[0], low_high[1]
+
+
+def _limits(values: NDArray[np.float64], spreads: NDArray[np.float64], bounds: list[float]) -> tuple[float, float]:
+    good = np.isfinite(values)
+    every = np.concatenate([(values - spreads[:, 0])[good], (values + spreads[:, 1])[good], bounds])
+    if not every.size:
+        return 0.0, 1.0
+    low, high = float(every.min()), float(every.max())
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - margin, high + margin

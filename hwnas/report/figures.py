@@ -1,0 +1,169 @@
+"""The report's plots in print quality, drawn on matplotlib's Agg and PDF canvases without its global state."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hwnas import atomic
+from hwnas.core.wording import heading, known
+from hwnas.report.axes import BLUE, GREEN, ORANGE, Projection, groups, projections, span, staircase
+from hwnas.report.view import RunView
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 200
+
+
+def write_figures(view: RunView, folder: Path) -> list[Path]:
+    """Write front.png, front.pdf, hypervolume.png and hypervolume.pdf into `folder`; returns their paths."""
+    made = []
+    for name, figure in (("front", front_figure(view)), ("hypervolume", hypervolume_figure(view))):
+        for suffix in ("png", "pdf"):
+            made.append(atomic.write(folder / f"{name}.{suffix}", render(figure, suffix)))
+    return made
+
+
+def render(figure: Figure, suffix: str, dpi: int = DPI) -> bytes:
+    """A figure as the bytes of a "png", "pdf" or "svg" file."""
+    import matplotlib
+
+    buffer = BytesIO()
+    # TrueType in PDF: text stays text, and journals accept it; no time stamp, so equal runs give equal files
+    stamp: dict[str, Any] = {} if suffix == "png" else {"CreationDate" if suffix == "pdf" else "Date": None}
+    with matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": "hwnas"}):
+        figure.savefig(buffer, format=suffix, dpi=dpi, metadata=stamp)
+    return buffer.getvalue()
+
+
+def front_figure(view: RunView) -> Figure:
+    """The primary objective over each other one, all evaluated points, budgets and feasible area."""
+    plots = projections(view)
+    figure = _figure(max(6.4, 5.0 * len(plots)), 4.4)
+    every = figure.subplots(1, len(plots), squeeze=False)[0]
+    for axes, plot in zip(every, plots, strict=True):
+        _draw_front(axes, view, plot)
+    handles: dict[str, Any] = {}
+    for axes in every:
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    if handles:
+        figure.legend(
+            list(handles.values()), list(handles), loc="outside lower center", ncols=min(4, len(handles)), frameon=False
+        )
+    return figure
+
+
+def hypervolume_figure(view: RunView) -> Figure:
+    """Hypervolume, and the best value under the budgets, over the number of evaluations."""
+    figure = _figure(6.4, 5.0)
+    above, below = figure.subplots(2, 1, sharex=True)
+    queries = np.arange(1, view.n + 1)
+    above.step(queries, view.hypervolumes, where="post", color=BLUE)
+    above.set_ylabel("hypervolume")
+    above.set_title(_reference(view), fontsize=8, loc="left", color="0.35")
+    best = view.best_values
+    below.step(queries, best, where="post", color=GREEN)
+    objective = view.objective
+    short = f"best {known(objective.metric).title} [{known(objective.metric).unit}]"
+    below.set_ylabel(short)
+    below.set_xlabel("evaluations")
+    if not np.isfinite(best).any():
+        for axes in (above, below):
+            _say(axes, "nothing evaluated yet" if view.n == 0 else "nothing feasible")
+    for axes in (above, below):
+        _plain(axes)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _draw_front(axes: Axes, view: RunView, plot: Projection) -> None:
+    x, y = plot.coordinates(view)
+    wide, high = plot.spreads(view)
+    (left, right), (bottom, top) = span(view, plot)
+    _draw_budgets(axes, view, plot, (left, bottom))
+    stairs = staircase(view, plot)
+    axes.plot(*stairs, color=ORANGE, lw=1.2, zorder=2)
+    for group in groups(view):
+        rows = [i for i in group.indices if np.isfinite(x[i]) and np.isfinite(y[i])]
+        if np.any(wide[rows] > 0) or np.any(high[rows] > 0):
+            axes.errorbar(
+                x[rows],
+                y[rows],
+                xerr=wide[rows].T,
+                yerr=high[rows].T,
+                fmt="none",
+                ecolor=group.colour,
+                lw=0.8,
+                zorder=2,
+            )
+        hollow = group.plotly.endswith("open") and group.matplotlib != "x"
+        axes.scatter(
+            x[rows],
+            y[rows],
+            s=(0.75 * group.size) ** 2,
+            marker=group.matplotlib,
+            facecolors="none" if hollow else group.colour,
+            edgecolors=None if group.matplotlib == "x" else group.colour if hollow else "black",
+            linewidths=0.8,
+            label=f"{group.name} ({len(group.indices)})" if len(group.indices) > 1 else group.name,
+            zorder=4 if group.size > 8 else 3,
+        )
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
+    across, up = plot.titles(view)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    told = [f"{heading(*c).split(' [')[0]}: {view.sources[c]}" for c in (plot.x, plot.y) if c is not None]
+    axes.set_title("\n".join(_cut(line) for line in told), fontsize=7, loc="left", color="0.35")
+    if view.n == 0:
+        _say(axes, "nothing evaluated yet")
+    elif view.failed.any():
+        axes.text(
+            0.99, 0.99, f"{int(view.failed.sum())} without a number: not drawn", transform=axes.transAxes,
+            ha="right", va="top", fontsize=7, color="0.35",
+        )  # fmt: skip
+    _plain(axes)
+
+
+def _draw_budgets(axes: Axes, view: RunView, plot: Projection, corner: tuple[float, float]) -> None:
+    on_x, on_y = plot.bounds(view)
+    for constraint in on_x:
+        axes.axvline(constraint.bound, color="black", ls="--", lw=1.0, label=f"budget: {constraint}", zorder=1)
+        if constraint.goal == "min":
+            axes.axvspan(corner[0], constraint.bound, color=GREEN, alpha=0.08, lw=0, label="feasible", zorder=0)
+    for constraint in on_y:
+        axes.axhline(constraint.bound, color="black", ls=":", lw=1.0, label=f"budget: {constraint}", zorder=1)
+        if constraint.goal == "min":
+            axes.axhspan(corner[1], constraint.bound, color=GREEN, alpha=0.08, lw=0, label="feasible", zorder=0)
+
+
+def _reference(view: RunView) -> str:
+    pairs = zip(view.state.objectives, view.reference, strict=True)
+    point = ", ".join(f"{heading(o.metric, o.device)} {o.value(float(x)):.4g}" for o, x in pairs)
+    return _cut(f"reference point: {point} ({view.reference_note})", 110)
+
+
+def _say(axes: Axes, text: str) -> None:
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="0.35")
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, lw=0.5)
+
+
+def _cut(text: str, length: int = 84) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

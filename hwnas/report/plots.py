@@ -1,0 +1,206 @@
+"""The report's interactive plots as plotly figures: plain dicts, as plotly.js reads them.
+
+Colours that depend on the page's theme are written @fg, @muted, @grid, @bg and @card; the page fills them in.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from hwnas.core.objective import Constraint
+from hwnas.core.wording import heading, known
+from hwnas.report.axes import BLUE, GREEN, GREY, ORANGE, Group, Projection, groups, projections, span, staircase
+from hwnas.report.view import Floats, RunView
+
+Figure = dict[str, Any]
+
+
+def every_plot(view: RunView) -> dict[str, Figure]:
+    """All interactive plots by the id of the page's element they belong to."""
+    found = {f"front-{k}": front_plot(view, plot) for k, plot in enumerate(projections(view))}
+    if len(view.state.objectives) > 2 and not view.failed.all():
+        found["parallel"] = parallel_plot(view)
+    if view.n:
+        found["hypervolume"] = hypervolume_plot(view)
+        found["best"] = best_plot(view)
+    return found
+
+
+def front_plot(view: RunView, plot: Projection) -> Figure:
+    """All evaluated points in two axes with intervals, front, budgets and feasible area."""
+    across, up = plot.titles(view)
+    (left, right), (bottom, top) = span(view, plot)
+    layout = _layout(across, up)
+    layout["xaxis"]["range"], layout["yaxis"]["range"] = [left, right], [bottom, top]
+    layout["shapes"], layout["annotations"] = _budgets(view, plot, left, bottom)
+    layout["legend"] = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+    if view.failed.any():
+        layout["annotations"].append(_note(f"{int(view.failed.sum())} without a number: listed below, not drawn"))
+    if view.n == 0:
+        layout["annotations"].append(_note("nothing evaluated yet"))
+    stairs = staircase(view, plot)
+    edge = {"type": "scatter", "mode": "lines", "x": stairs[0], "y": stairs[1], "hoverinfo": "skip",
+            "line": {"color": ORANGE, "width": 1.5}, "showlegend": False, "name": "front"}  # fmt: skip
+    points = [_points(view, plot, group) for group in groups(view)]
+    return {"data": ([edge] if stairs[0] else []) + points, "layout": layout}
+
+
+def hypervolume_plot(view: RunView) -> Figure:
+    """Hypervolume over evaluations."""
+    layout = _layout("evaluations", "hypervolume")
+    layout["showlegend"] = False
+    line = _line(view, view.hypervolumes, "hypervolume", BLUE)
+    return {"data": [line], "layout": layout}
+
+
+def best_plot(view: RunView) -> Figure:
+    """Best value of the primary objective under the budgets over evaluations."""
+    objective = view.objective
+    layout = _layout("evaluations", f"best {heading(objective.metric, objective.device)}")
+    layout["showlegend"] = False
+    if not view.feasible.any():
+        layout["annotations"] = [_note("nothing feasible")]
+    line = _line(view, view.best_values, known(objective.metric).title, GREEN)
+    return {"data": [line], "layout": layout}
+
+
+def parallel_plot(view: RunView) -> Figure:
+    """Every objective and budgeted metric as an axis; one line for each architecture that has all numbers."""
+    wanted: dict[tuple[str, str | None], None] = {(o.metric, o.device): None for o in view.state.objectives}
+    wanted |= {(c.metric, c.device): None for c in view.state.constraints}
+    rank = np.where(view.feasible, 1, 0)
+    rank[list(view.front)] = 2
+    # later lines are drawn above: the front last
+    rows = sorted(np.flatnonzero(~view.failed).tolist(), key=lambda i: int(rank[i]))
+    dimensions = [
+        {"label": _wrap(view.title(column)), "values": _numbers(view.values[rows, view.columns.index(column)])}
+        for column in wanted
+    ]
+    trace = {
+        "type": "parcoords",
+        "dimensions": dimensions,
+        "line": {
+            "color": [int(rank[i]) for i in rows],
+            "cmin": 0,
+            "cmax": 2,
+            "colorscale": [[0, GREY], [0.33, GREY], [0.33, BLUE], [0.67, BLUE], [0.67, ORANGE], [1, ORANGE]],
+        },
+        "labelfont": {"color": "@fg", "size": 12},
+        "tickfont": {"color": "@fg"},
+        "rangefont": {"color": "@muted", "size": 10},
+    }
+    layout = _layout("", "")
+    layout["margin"] = {"l": 90, "r": 60, "t": 70, "b": 30}
+    return {"data": [trace], "layout": layout}
+
+
+def _points(view: RunView, plot: Projection, group: Group) -> Figure:
+    x, y = plot.coordinates(view)
+    wide, high = plot.spreads(view)
+    rows = group.indices
+    trace: Figure = {
+        "type": "scatter",
+        "mode": "markers",
+        "name": f"{group.name} ({len(rows)})" if len(rows) > 1 else group.name,
+        "x": _numbers(x[rows]),
+        "y": _numbers(y[rows]),
+        "customdata": rows,
+        "hovertext": [hover(view, i) for i in rows],
+        "hovertemplate": "%{hovertext}<extra></extra>",
+        "marker": {
+            "symbol": group.plotly,
+            "size": group.size,
+            "color": group.colour,
+            "line": {"width": 1.2, "color": group.colour if group.size < 8 else "@bg"},
+        },
+    }
+    for name, spread in (("error_x", wide[rows]), ("error_y", high[rows])):
+        if spread.any():
+            trace[name] = {
+                "type": "data", "symmetric": False, "array": _numbers(spread[:, 1]),
+                "arrayminus": _numbers(spread[:, 0]), "thickness": 1, "width": 2, "color": group.colour,
+            }  # fmt: skip
+    return trace
+
+
+def hover(view: RunView, index: int) -> str:
+    """What stands beside the mouse: query, marks, notation and all numbers."""
+    numbers = [
+        f"{known(metric).title}{f' ({device})' if device else ''}: {view.value_text(index, (metric, device))}"
+        for metric, device in view.columns
+    ]
+    lines = [f"<b>query {index + 1}</b>", escape(view.texts[index]), *map(escape, numbers)]
+    return "<br>".join(lines)
+
+
+def _line(view: RunView, values: Floats, name: str, colour: str) -> Figure:
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": name,
+        "x": list(range(1, view.n + 1)),
+        "y": _numbers(values),
+        "customdata": list(range(view.n)),
+        "line": {"shape": "hv", "color": colour, "width": 2},
+        "hovertemplate": "after %{x}: %{y:.6g}<extra></extra>",
+    }
+
+
+def _budgets(view: RunView, plot: Projection, left: float, bottom: float) -> tuple[list[Figure], list[Figure]]:
+    shapes: list[Figure] = []
+    notes: list[Figure] = []
+    on_x, on_y = plot.bounds(view)
+    for axis, other, constraints, low in (("x", "y", on_x, left), ("y", "x", on_y, bottom)):
+        for constraint in constraints:
+            ends = {f"{axis}0": constraint.bound, f"{axis}1": constraint.bound, f"{other}0": 0, f"{other}1": 1}
+            reference = {f"{axis}ref": axis, f"{other}ref": "paper"}
+            dash = {"color": "@fg", "width": 1.5, "dash": "dash"}
+            shapes.append({"type": "line", **ends, **reference, "line": dash})
+            notes.append(_budget_note(constraint, axis))
+            if constraint.goal == "min":
+                area = {**ends, f"{axis}0": low}
+                shapes.append(
+                    {"type": "rect", **area, **reference, "fillcolor": GREEN, "opacity": 0.09, "line": {"width": 0},
+                     "layer": "below"}
+                )  # fmt: skip
+    return shapes, notes
+
+
+def _budget_note(constraint: Constraint, axis: str) -> Figure:
+    place: Figure = (
+        {"x": constraint.bound, "xref": "x", "y": 0.01, "yref": "paper", "textangle": -90, "xanchor": "right",
+         "yanchor": "bottom"}
+        if axis == "x"
+        else {"y": constraint.bound, "yref": "y", "x": 0.99, "xref": "paper", "yanchor": "bottom", "xanchor": "right"}
+    )  # fmt: skip
+    return {"text": f"budget: {escape(str(constraint))}", "showarrow": False, "font": {"color": "@fg"}, **place}
+
+
+def _note(text: str) -> Figure:
+    place = {"x": 0.99, "y": 0.99, "xref": "paper", "yref": "paper", "xanchor": "right", "yanchor": "top"}
+    return {"text": escape(text), "showarrow": False, "font": {"color": "@muted"}, **place}
+
+
+def _layout(across: str, up: str) -> Figure:
+    axis = {"gridcolor": "@grid", "zeroline": False, "linecolor": "@muted", "ticks": "outside", "automargin": True}
+    return {
+        "xaxis": {**axis, "title": {"text": escape(across)}},
+        "yaxis": {**axis, "title": {"text": escape(up)}},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": "@fg", "family": "system-ui, Segoe UI, Roboto, Arial, sans-serif", "size": 13},
+        "hoverlabel": {"bgcolor": "@card", "font": {"color": "@fg"}, "align": "left"},
+        "hovermode": "closest",
+        "margin": {"l": 60, "r": 20, "t": 40, "b": 50},
+    }
+
+
+def _numbers(values: Floats) -> list[float | None]:
+    return [float(v) if np.isfinite(v) else None for v in values]
+
+
+def _wrap(title: str) -> str:
+    return escape(title).replace(" on ", "<br>on ").replace(" [", "<br>[", 1)

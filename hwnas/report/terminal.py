@@ -1,0 +1,178 @@
+"""The end of a search in the terminal: the front as a table and what it means in a few sentences."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from hwnas.core.wording import known, quantity
+from hwnas.report.view import RunView
+
+STAR, KNEE, NEAREST = "★", "◆", "≈"
+
+
+def front_table(view: RunView, limit: int | None = 20) -> Table:
+    """The front, recommended architecture marked ★ and the knee ◆; where nothing is feasible, the nearest one.
+
+    Args:
+        view: What to show.
+        limit: At most so many rows, spread over the front, the marked ones always; None for all.
+    """
+    rows = list(view.front) or ([view.nearest] if view.nearest is not None else [])
+    shown = _spread(rows, limit, keep=(view.recommended, view.knee))
+    table = Table(title=_table_title(view, len(rows), len(shown)), title_justify="left", caption_justify="left")
+    table.add_column("", no_wrap=True)
+    table.add_column("query", justify="right", no_wrap=True)
+    for column in view.columns:
+        what = known(column[0])
+        unit = f" [{what.unit}]" if what.unit else ""
+        table.add_column(Text(f"{what.title}{unit}" + (f"\n{column[1]}" if column[1] else "")), justify="right")
+    table.add_column("architecture", overflow="fold")
+    for index in shown:
+        values = [Text(view.value_text(index, column, unit=False)) for column in view.columns]
+        style = "bold green" if index == view.recommended else "yellow" if index == view.nearest else None
+        table.add_row(marks(view, index), str(index + 1), *values, Text(view.texts[index]), style=style)
+    table.caption = Text("\n".join(legend(view)))
+    return table
+
+
+def summary(view: RunView) -> RenderableType:
+    """What came out, in one paragraph: best under budget, runner-up, distance to the budget, knee, ledger."""
+    colour = "green" if view.recommended is not None else "yellow"
+    return Panel(Text(" ".join(sentences(view))), title="result", title_align="left", border_style=colour)
+
+
+def full(view: RunView) -> RenderableType:
+    """Table and summary together."""
+    return Group(front_table(view), summary(view))
+
+
+def marks(view: RunView, index: int) -> str:
+    """ "★" for the recommended architecture, "◆" for the knee, "≈" for the nearest infeasible one."""
+    pairs = ((STAR, view.recommended), (KNEE, view.knee), (NEAREST, view.nearest))
+    return "".join(mark for mark, marked in pairs if marked == index)
+
+
+def legend(view: RunView) -> list[str]:
+    """What the marks mean and, for each column, where its numbers come from and how sure they are."""
+    lines = []
+    if view.recommended is not None:
+        lines.append(f"{STAR} recommended" + (f"   {KNEE} knee" if view.knee is not None else ""))
+    if view.nearest is not None:
+        lines.append(f"{NEAREST} misses a budget by least")
+    shown = view.recommended if view.recommended is not None else view.nearest
+    sure = {} if shown is None else view.certainties(shown)
+    for column in view.columns:
+        words = sure.get(column)
+        lines.append(f"{view.title(column)}: {view.sources[column]}" + (f"; {words}" if words else ""))
+    return lines
+
+
+def sentences(view: RunView) -> list[str]:
+    """The summary, sentence by sentence; all numbers with units."""
+    state = view.state
+    budgets = " and ".join(str(c) for c in state.constraints)
+    if view.n == 0:
+        return ["Nothing was evaluated yet.", *_ledger(view)]
+    told = [] if view.finished else [f"Stopped after {view.n} of {state.queries} evaluations."]
+    if view.recommended is None:
+        return [*told, *_nothing_feasible(view, budgets), *_failures(view), *_ledger(view)]
+    objective = view.objective
+    value = view.value_text(view.recommended, (objective.metric, objective.device))
+    title = known(objective.metric).title
+    if not state.constraints and len(state.objectives) > 1:
+        told.append(f"Recommended without a budget: the knee of the front, {title} {value}")
+    elif state.constraints:
+        told.append(f"Best {title} with {budgets}: {value}")
+    else:
+        told.append(f"Best {title}: {value}")
+    told[-1] += f" ({view.texts[view.recommended]}, query {view.recommended + 1})."
+    told += [*_room(view), *_runner_up(view)]
+    if view.knee not in (None, view.recommended):
+        told.append(f"Knee of the front: {_values(view, view.knee)} (query {view.knee + 1}).")
+    told.append(f"{int(view.feasible.sum())} of {view.n} evaluated are feasible, {len(view.front)} on the front.")
+    return [*told, *_failures(view), *_ledger(view)]
+
+
+def _table_title(view: RunView, total: int, shown: int) -> str:
+    budgets = ", ".join(str(c) for c in view.state.constraints)
+    where = f" with {budgets}" if budgets else ""
+    if view.n == 0:
+        return f"Front{where}: nothing evaluated yet"
+    if not view.front:
+        return f"Nothing feasible{where}" + ("; the nearest:" if total else ": every evaluation failed")
+    some = f", {shown} of them shown" if shown < total else ""
+    return f"Front{where}: {total} of {view.n} evaluated{some}"
+
+
+def _spread(rows: list[int], limit: int | None, keep: tuple[int | None, ...]) -> list[int]:
+    if limit is None or len(rows) <= limit:
+        return rows
+    step = (len(rows) - 1) / max(1, limit - 1)
+    chosen = {rows[round(i * step)] for i in range(limit)} | {i for i in keep if i is not None}
+    return [row for row in rows if row in chosen]
+
+
+def _nothing_feasible(view: RunView, budgets: str) -> list[str]:
+    if view.nearest is None:
+        return [f"Nothing feasible: none of {view.n} evaluated architectures has all its numbers."]
+    excess = 100 * float(view.state.violations[view.nearest])
+    return [
+        f"Nothing feasible: none of {view.n} evaluated architectures meets {budgets}.",
+        f"Nearest: {_values(view, view.nearest)}, {excess:.1f} % beyond "
+        f"({view.texts[view.nearest]}, query {view.nearest + 1}).",
+        "Allow more queries or a larger budget.",
+    ]
+
+
+def _room(view: RunView) -> list[str]:
+    """How close the recommended architecture is to each budget, its interval included."""
+    told = []
+    for constraint in view.state.constraints:
+        row = view.measurement(view.recommended or 0, (constraint.metric, constraint.device))
+        if row is None:
+            continue
+        share = 100 * row.value / constraint.bound
+        text = f"It uses {share:.1f} % of the budget ({quantity(row.metric, row.value)})"
+        worst = None if row.interval is None else row.interval[1 if constraint.goal == "min" else 0]
+        if worst is not None and constraint.violation(worst) > 0:
+            text += f"; its interval reaches {quantity(row.metric, worst)}, beyond the budget: not certain"
+        told.append(text + ".")
+    return told
+
+
+def _runner_up(view: RunView) -> list[str]:
+    if view.runner_up is None or view.recommended is None:
+        return []
+    column = (view.objective.metric, view.objective.device)
+    best, second = view.measurement(view.recommended, column), view.measurement(view.runner_up, column)
+    if best is None or second is None:
+        return []
+    distance = second.value - best.value
+    text = f"Runner-up: {_values(view, view.runner_up)} (query {view.runner_up + 1})"
+    if abs(distance) <= (best.half_width**2 + second.half_width**2) ** 0.5 and best.half_width + second.half_width:
+        text += f"; the difference of {quantity(column[0], abs(distance))} is inside the intervals: not resolved"
+    return [text + "."]
+
+
+def _failures(view: RunView) -> list[str]:
+    if not view.statuses:
+        return []
+    counts = ", ".join(f"{count} {status}" for status, count in view.statuses.items())
+    return [f"Without a number: {counts}."]
+
+
+def _ledger(view: RunView) -> list[str]:
+    ledger = view.ledger
+    paid = f"Paid: {ledger.error_queries} error and {ledger.cost_queries} cost queries"
+    if ledger.pretraining_labels:
+        paid += f", {ledger.pretraining_labels} pretraining labels"
+    return [f"{paid}, {ledger.cpu_s:.1f} CPU s, {ledger.wall_s:.1f} s."]
+
+
+def _values(view: RunView, index: int) -> str:
+    wanted = {(o.metric, o.device): None for o in view.state.objectives}
+    wanted |= {(c.metric, c.device): None for c in view.state.constraints}
+    return ", ".join(f"{known(metric).title} {view.value_text(index, (metric, device))}" for metric, device in wanted)

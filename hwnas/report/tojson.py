@@ -1,0 +1,85 @@
+"""The report for machines: strict JSON, null where there is no number."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from hwnas.core.metrics import METRICS
+from hwnas.report.view import RunView
+
+SCHEMA = 1
+
+
+def to_json(view: RunView) -> dict[str, Any]:
+    """The whole result as plain dicts, lists, strings and finite numbers (`json.dumps(..., allow_nan=False)` works).
+
+    Keys: schema, finished, evaluations, queries, space, seed, objectives, budgets, feasible, recommended, nearest,
+    knee, runner_up, front, hypervolume, failures, ledger, config, command, versions, created. Architectures carry
+    all their measurements with context, interval and status.
+    """
+    state = view.state
+    return {
+        "schema": SCHEMA,
+        "finished": view.finished,
+        "evaluations": view.n,
+        "queries": state.queries,
+        "space": state.space,
+        "seed": state.seed,
+        "objectives": [
+            {"metric": o.metric, "device": o.device, "goal": o.goal, "unit": METRICS[o.metric].unit}
+            for o in state.objectives
+        ],
+        "budgets": [
+            {"metric": c.metric, "device": c.device, "bound": c.bound, "unit": METRICS[c.metric].unit, "text": str(c)}
+            for c in state.constraints
+        ],
+        "feasible": int(view.feasible.sum()),
+        "recommended": _maybe(view, view.recommended),
+        "nearest": _maybe(view, view.nearest),
+        "knee": _maybe(view, view.knee),
+        "runner_up": _maybe(view, view.runner_up),
+        "front": [architecture(view, i) for i in view.front],
+        "hypervolume": {
+            "value": float(view.hypervolumes[-1]) if view.n else 0.0,
+            "reference": [float(x) for x in view.reference],
+            "reference_note": view.reference_note,
+        },
+        "failures": dict(view.statuses),
+        "ledger": view.ledger.to_json(),
+        "config": plain(view.config),
+        "command": view.command,
+        "versions": dict(view.versions),
+        "created": view.created,
+    }
+
+
+def architecture(view: RunView, index: int) -> dict[str, Any]:
+    """One architecture of the archive with all its facts."""
+    violation = float(view.state.violations[index])
+    return {
+        "order": index + 1,
+        "key": view.state.architectures[index].key,
+        "arch": view.texts[index],
+        "feasible": bool(view.feasible[index]),
+        "violation": violation if math.isfinite(violation) else None,
+        "measurements": [
+            {k: v for k, v in row.to_json().items() if k != "architecture"}
+            for row in view.state.archive[index].measurements
+        ],
+    }
+
+
+def plain(value: Any) -> Any:
+    """Anything as JSON can say it: nan and infinities become null, unknown objects their text."""
+    if isinstance(value, dict) or hasattr(value, "items"):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def _maybe(view: RunView, index: int | None) -> dict[str, Any] | None:
+    return None if index is None else architecture(view, index)

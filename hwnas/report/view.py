@@ -1,0 +1,348 @@
+"""What a report shows, gathered once; every output (terminal, JSON, HTML, figures) reads this and nothing else."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas import __version__
+from hwnas.core import pareto, picking
+from hwnas.core.architecture import Architecture
+from hwnas.core.graph import ArchGraph
+from hwnas.core.ledger import Ledger
+from hwnas.core.measurement import Measurement
+from hwnas.core.objective import Objective
+from hwnas.core.protocols import SearchSpace
+from hwnas.core.state import Evaluation, SearchState
+from hwnas.core.wording import certainty, heading, known, provenance, quantity
+from hwnas.optional import version
+
+Floats = NDArray[np.float64]
+Column = tuple[str, str | None]  # metric, device
+
+_DISTRIBUTIONS = ("numpy", "torch", "pymoo", "moocore", "onnx", "onnxruntime", "plotly", "matplotlib")
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A search, finished or not, as its report shows it. `RunView.of` builds one.
+
+    Attributes:
+        state: Everything measured.
+        ledger: Everything paid.
+        texts: `n` public notations of the archive's architectures, in order.
+        graphs: `n` pruned graphs, for drawings.
+        config: The run's configuration; nested mappings are allowed.
+        command: The exact command line that makes this run again.
+        versions: Package to version.
+        created: When this view was made, ISO 8601 in UTC.
+        reference: `m` losses: the hypervolume's reference point.
+        reference_note: Where the reference point comes from, in words.
+        run: The run's directory as the user would type it; "RUN" where unknown.
+    """
+
+    state: SearchState
+    ledger: Ledger
+    texts: tuple[str, ...]
+    graphs: tuple[ArchGraph, ...]
+    config: Mapping[str, Any]
+    command: str
+    versions: Mapping[str, str]
+    created: str
+    reference: Floats
+    reference_note: str
+    run: str = "RUN"
+
+    @classmethod
+    def of(
+        cls,
+        state: SearchState,
+        ledger: Ledger,
+        space: SearchSpace,
+        config: Mapping[str, Any],
+        *,
+        command: str | Sequence[str] = "",
+        versions: Mapping[str, str] | None = None,
+        created: str | None = None,
+        reference: Sequence[float] | Floats | None = None,
+        extra: Sequence[Measurement] = (),
+        run: str = "RUN",
+    ) -> RunView:
+        """The view of a search.
+
+        Args:
+            state: Where the search stands; any number of evaluations, 0 included.
+            ledger: What it has paid.
+            space: Formats and draws architectures.
+            config: The run's configuration, shown as it is.
+            command: Command line that makes the run again, as text or as its words.
+            versions: Package to version; those of this process when not given.
+            created: ISO 8601 time; now when not given.
+            reference: `m` losses for the hypervolume; this archive's worst values plus a tenth of their range when
+                not given, which is only comparable inside one run, and says so.
+            extra: Facts that the search did not see, e.g. the front's test error: shown, never searched on.
+            run: The run directory, for the commands that the report suggests.
+        """
+        state = _with_extra(state, extra)
+        own = reference is None
+        point = pareto.reference_point(state.losses) if reference is None else np.asarray(reference, dtype=float)
+        return cls(
+            state=state,
+            ledger=ledger,
+            texts=tuple(space.format(a) for a in state.architectures),
+            graphs=tuple(space.to_graph(a).pruned() for a in state.architectures),
+            config=dict(config),
+            command=command if isinstance(command, str) else shlex.join(command),
+            versions=dict(versions) if versions is not None else installed_versions(),
+            created=created or datetime.now(UTC).isoformat(timespec="seconds"),
+            reference=point,
+            reference_note=(
+                "worst value of this run plus 10 % of its range; not comparable between runs" if own else "given"
+            ),
+            run=run,
+        )
+
+    @property
+    def n(self) -> int:
+        """Number of evaluated architectures."""
+        return len(self.state.archive)
+
+    @property
+    def finished(self) -> bool:
+        return self.state.remaining == 0
+
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """(metric, device) of every number worth a column: objectives, budgets, then whatever else was measured."""
+        wanted: dict[Column, None] = {(o.metric, o.device): None for o in self.state.objectives}
+        wanted |= {(c.metric, c.device): None for c in self.state.constraints}
+        for evaluation in self.state.archive:
+            for row in evaluation.measurements:
+                if not any(_same(row, column) for column in wanted):
+                    wanted[row.metric, row.context.device] = None
+        return tuple(wanted)
+
+    @cached_property
+    def values(self) -> Floats:
+        """`n x len(columns)` in the metrics' own units; nan where there is no number."""
+        table = np.full((self.n, len(self.columns)), np.nan)
+        for i, j, row in self._cells():
+            table[i, j] = row.value
+        return table
+
+    @cached_property
+    def spreads(self) -> Floats:
+        """`n x len(columns) x 2`: how far each interval, of any source, reaches below and above its value."""
+        table = np.zeros((self.n, len(self.columns), 2))
+        for i, j, row in self._cells():
+            if row.interval is not None:
+                table[i, j] = row.value - row.interval[0], row.interval[1] - row.value
+        return table
+
+    @cached_property
+    def front(self) -> tuple[int, ...]:
+        """Archive indices of the front, by ascending first objective."""
+        return tuple(int(i) for i in self.state.front_indices)
+
+    @cached_property
+    def feasible(self) -> NDArray[np.bool_]:
+        """`n`: every budget met and no objective missing."""
+        return np.asarray(self.state.violations == 0)
+
+    @cached_property
+    def failed(self) -> NDArray[np.bool_]:
+        """`n`: an objective or a budget's metric has no number."""
+        return np.asarray(~np.isfinite(self.state.violations))
+
+    @cached_property
+    def primary(self) -> int:
+        """Index of the objective that 'best' is about: the first one that has no budget of its own."""
+        return primary_objective(self.state)
+
+    @property
+    def objective(self) -> Objective:
+        """The objective that 'best' is about."""
+        return self.state.objectives[self.primary]
+
+    @cached_property
+    def recommended(self) -> int | None:
+        """Archive index of the recommended architecture; None where nothing is feasible."""
+        return recommend(self.state)
+
+    @cached_property
+    def runner_up(self) -> int | None:
+        """The next best under the budget after the recommended one, or None."""
+        if self.recommended is None:
+            return None
+        violations = self.state.violations.copy()
+        violations[self.recommended] = np.inf
+        return picking.best_under_budget(self.state.losses, violations, self.primary)
+
+    @cached_property
+    def nearest(self) -> int | None:
+        """Where nothing is feasible: the archive index that misses the budgets by least; None where all failed."""
+        if self.feasible.any():
+            return None
+        return picking.nearest_to_feasible(self.state.losses, self.state.violations)
+
+    @cached_property
+    def knee(self) -> int | None:
+        """Archive index of the front's knee; None for fronts of fewer than three points or one objective."""
+        if len(self.front) < 3 or len(self.state.objectives) < 2:
+            return None
+        return self.front[picking.knee(self.state.losses[list(self.front)])]
+
+    @cached_property
+    def hypervolumes(self) -> Floats:
+        """`n`: hypervolume of the feasible architectures after each evaluation, up to `reference`."""
+        return hypervolume_curve(self.state.losses, self.feasible, self.reference)
+
+    @cached_property
+    def best_values(self) -> Floats:
+        """`n`: value of the best feasible architecture so far in the primary objective; nan before the first."""
+        losses = np.where(self.feasible, self.state.losses[:, self.primary], np.nan)
+        best = np.fmin.accumulate(losses) if self.n else losses
+        return np.array([self.objective.value(float(loss)) for loss in best])
+
+    @cached_property
+    def statuses(self) -> Mapping[str, int]:
+        """How often each status without a number came up in the measurements."""
+        rows = (row for evaluation in self.state.archive for row in evaluation.measurements)
+        return dict(Counter(str(row.status) for row in rows if not row.status.has_value))
+
+    @cached_property
+    def sources(self) -> Mapping[Column, str]:
+        """For each column, in words, where its numbers come from; several are joined by ' | '."""
+        told: dict[Column, dict[str, None]] = {column: {} for column in self.columns}
+        for _, j, row in self._cells():
+            told[self.columns[j]][provenance(row.context)] = None
+        return {column: " | ".join(words) or "nothing measured" for column, words in told.items()}
+
+    def measurement(self, index: int, column: Column) -> Measurement | None:
+        """The measurement behind one cell of `values`."""
+        return find(self.state.archive[index], column)
+
+    def title(self, column: Column) -> str:
+        """Column or axis title with unit."""
+        return heading(*column)
+
+    def value_text(self, index: int, column: Column, *, unit: bool = True) -> str:
+        """A value for people with its interval: "4.213 ± 0.041 ms", lopsided ones as "4.2 (4.1 to 4.6) ms".
+
+        Where there is no number it is the status.
+        """
+        row = self.measurement(index, column)
+        if row is None:
+            return "-"
+        if not row.status.has_value:
+            return str(row.status)
+        number = quantity(row.metric, row.value, unit=False)
+        if row.interval is None or row.half_width == 0:
+            return quantity(row.metric, row.value, unit=unit)
+        low, high = (quantity(row.metric, edge, unit=False) for edge in row.interval)
+        lopsided = abs(row.interval[1] + row.interval[0] - 2 * row.value) > 0.2 * row.half_width
+        wide = f"({low} to {high})" if lopsided else f"± {quantity(row.metric, row.half_width, unit=False)}"
+        name = known(row.metric).unit if unit else ""
+        return f"{number} {wide} {name}".rstrip()
+
+    def certainties(self, index: int) -> dict[Column, str]:
+        """How sure each number of one architecture is, in words."""
+        rows = {column: self.measurement(index, column) for column in self.columns}
+        return {column: certainty(row) for column, row in rows.items() if row is not None}
+
+    def _cells(self) -> list[tuple[int, int, Measurement]]:
+        rows = (
+            (i, j, find(evaluation, column))
+            for i, evaluation in enumerate(self.state.archive)
+            for j, column in enumerate(self.columns)
+        )
+        return [(i, j, row) for i, j, row in rows if row is not None]
+
+
+def find(evaluation: Evaluation, column: Column) -> Measurement | None:
+    """The measurement of a (metric, device) in one evaluation, or None."""
+    return evaluation.find(*column)
+
+
+def primary_objective(state: SearchState) -> int:
+    """Index of the objective that 'best' is about: the first without a budget of its own, else the first.
+
+    With the objectives latency and error and a latency budget, the best is the one of least error.
+    """
+    bounded = {(c.metric, c.device) for c in state.constraints}
+    free = [j for j, o in enumerate(state.objectives) if (o.metric, o.device) not in bounded]
+    return free[0] if free else 0
+
+
+def recommend(state: SearchState) -> int | None:
+    """Archive index of the architecture to take.
+
+    With budgets, or with one objective: the best feasible one in the primary objective. Without any budget and
+    with several objectives: the front's knee, since the best in one objective alone ignores the others.
+
+    Returns:
+        None where nothing is feasible.
+    """
+    front = state.front_indices
+    if len(front) and not state.constraints and len(state.objectives) > 1:
+        return int(front[picking.knee(state.losses[front])])
+    return picking.best_under_budget(state.losses, state.violations, primary_objective(state))
+
+
+def hypervolume_curve(losses: Floats, feasible: NDArray[np.bool_], reference: Floats) -> Floats:
+    """Hypervolume of the feasible rows among the first 1, 2, ... n.
+
+    Args:
+        losses: `n x m`.
+        feasible: `n`; other rows add nothing.
+        reference: `m`, the reference point.
+
+    Returns:
+        `n` volumes in the product of the objectives' units.
+    """
+    curve = np.zeros(len(losses))
+    front = np.zeros((0, losses.shape[1]))
+    volume = 0.0
+    for i, row in enumerate(losses):
+        if feasible[i] and (row < reference).all() and not (front <= row).all(axis=1).any():
+            # rows that the newcomer dominates add nothing: dropping them keeps long runs quick
+            front = np.vstack([front[~(row <= front).all(axis=1)], row])
+            volume = pareto.hypervolume(front, reference)
+        curve[i] = volume
+    return curve
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of hwnas, Python and the packages that its numbers depend on; absent ones are left out."""
+    found = {name: version(name) for name in _DISTRIBUTIONS}
+    return {
+        "hwnas": __version__,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(terse=True),
+        **{name: number for name, number in found.items() if number is not None},
+    }
+
+
+def _with_extra(state: SearchState, extra: Sequence[Measurement]) -> SearchState:
+    """The state with more facts about architectures of its archive; those about others are left out."""
+    more: dict[Architecture, list[Measurement]] = {}
+    for row in extra:
+        more.setdefault(row.architecture, []).append(row)
+    if not more:
+        return state
+    archive = tuple(replace(e, measurements=(*e.measurements, *more.get(e.architecture, ()))) for e in state.archive)
+    return replace(state, archive=archive)
+
+
+def _same(row: Measurement, column: Column) -> bool:
+    return row.metric == column[0] and column[1] in (None, row.context.device)
