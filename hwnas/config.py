@@ -1,0 +1,284 @@
+"""What a user asks for, checked field by field before anything expensive begins.
+
+A configuration is the same thing on the command line, in a TOML file and in run.toml:
+
+    space = "nb201"
+    dataset = "cifar10"
+    devices = ["edgegpu"]
+    objectives = ["error", "latency"]
+    queries = 200
+
+    [budgets]
+    latency = "5ms"
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hwnas.core.metrics import FAMILIES, METRICS, candidates, metric, parse_quantity
+from hwnas.core.objective import Constraint, Objective
+from hwnas.errors import InvalidBudget, InvalidSetting, UnknownName
+
+SOURCES = ("auto", "table", "surrogate")
+
+Answers = Callable[[str, str | None], bool]  # (metric, device): is there a source for it?
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """One search as the user asked for it. Words stay words; `resolve_objectives` gives them their full names.
+
+    Attributes:
+        space: Name of the search space.
+        dataset: Name of the data set.
+        devices: Names of the hardware targets. May be given as "edgegpu,fpga".
+        objectives: What to optimise: "error", "latency", ... or full metric names, each with "@device" where it is
+            meant for one device only. May be given as "error,latency".
+        budgets: The same words, with what may not be exceeded: "5ms", or a number in the metric's own unit.
+        queries: Evaluations that may be paid, at least 1.
+        seed: 0 to 2^63 - 1.
+        generator: Name of the generator.
+        generator_settings: Keywords of the generator: numbers, strings, truth values, lists and tables of them.
+        source: "table", "surrogate", or "auto" for a table where there is one.
+        tables: Folder of tables; None for the usual places.
+        batch: Evaluations a step; None leaves it to the generator.
+
+    Raises:
+        UnknownName: An unknown objective, budget or source, with the nearest known ones.
+        InvalidBudget: A budget that is no quantity of its metric.
+        InvalidSetting: Any other field that cannot be meant.
+    """
+
+    space: str = "nb201"
+    dataset: str = "cifar10"
+    devices: tuple[str, ...] = ()
+    objectives: tuple[str, ...] = ("error", "latency")
+    budgets: Mapping[str, str | float] = field(default_factory=dict)
+    queries: int = 200
+    seed: int = 0
+    generator: str = "agnet"
+    generator_settings: Mapping[str, Any] = field(default_factory=dict)
+    source: str = "auto"
+    tables: str | None = None
+    batch: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("space", "dataset", "generator"):
+            _set(self, name, _word(name, getattr(self, name)))
+        for name in ("devices", "objectives"):
+            _set(self, name, _words(name, getattr(self, name)))
+        _set(self, "queries", _whole("queries", self.queries, 1))
+        _set(self, "seed", _whole("seed", self.seed, 0))
+        if self.batch is not None:
+            _set(self, "batch", _whole("batch", self.batch, 1))
+        if self.tables is not None:
+            # paths are given as such by Python users and as text by everybody else
+            tables = str(self.tables) if isinstance(self.tables, Path) else self.tables
+            _set(self, "tables", _word("tables", tables))
+        if self.source not in SOURCES:
+            raise UnknownName("source", str(self.source), SOURCES)
+        _set(self, "generator_settings", _plain("generator_settings", _table(self, "generator_settings")))
+        if not self.objectives:
+            raise InvalidSetting(f"a search wants at least one objective, e.g. {', '.join(FAMILIES)}; got none")
+        for word in self.objectives:
+            _meaning("objective", word)
+        _set(self, "budgets", {word: _limit(word, value)[0] for word, value in _table(self, "budgets").items()})
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """All devices that are named: as devices, and behind an "@"."""
+        named = [word.partition("@")[2] for word in (*self.objectives, *self.budgets)]
+        return tuple(dict.fromkeys([*self.devices, *filter(None, named)]))
+
+    def check_names(
+        self,
+        *,
+        spaces: Collection[str] | None = None,
+        datasets: Collection[str] | None = None,
+        devices: Collection[str] | None = None,
+        generators: Collection[str] | None = None,
+    ) -> None:
+        """Check names against closed lists; None where a list is not known (yet).
+
+        Raises:
+            UnknownName: With the nearest names.
+        """
+        for kind, names, known in (
+            ("space", (self.space,), spaces),
+            ("data set", (self.dataset,), datasets),
+            ("device", self.targets, devices),
+            ("generator", (self.generator,), generators),
+        ):
+            for name in names:
+                if known is not None and name not in known:
+                    raise UnknownName(kind, name, known)
+
+    def resolve_objectives(self, answers: Answers) -> tuple[Objective, ...]:
+        """The objectives with full metric names: "error" is validation error where there is one, else test error;
+        a device's metric becomes one objective for each device.
+
+        Args:
+            answers: Whether there is a source for a metric on a device (None for metrics of no device).
+
+        Raises:
+            InvalidSetting: No source knows it, no device is named, or two words mean the same.
+        """
+        found: dict[str, Objective] = {}
+        for word in self.objectives:
+            for name, device in self._resolve("objective", word, answers):
+                objective = Objective(name, device, metric(name).goal)
+                if objective.name in found:
+                    raise InvalidSetting(f"the objectives {', '.join(self.objectives)} name {objective.name} twice")
+                found[objective.name] = objective
+        return tuple(found.values())
+
+    def resolve_budgets(self, answers: Answers) -> tuple[Constraint, ...]:
+        """The budgets as constraints in each metric's own unit; see `resolve_objectives`.
+
+        Raises:
+            InvalidSetting: As there.
+        """
+        found: dict[str, Constraint] = {}
+        for word, value in self.budgets.items():
+            bound = _limit(word, value)[1]
+            for name, device in self._resolve("budget", word, answers):
+                constraint = Constraint(name, bound, device, metric(name).goal)
+                if constraint.name in found:
+                    raise InvalidSetting(f"the budgets {', '.join(self.budgets)} limit {constraint.name} twice")
+                found[constraint.name] = constraint
+        return tuple(found.values())
+
+    def _resolve(self, kind: str, word: str, answers: Answers) -> Iterator[tuple[str, str | None]]:
+        names, device = _meaning(kind, word)
+        targets: tuple[str | None, ...] = (None,)
+        if METRICS[names[0]].per_device:
+            targets = (device,) if device else self.devices
+            if not targets:
+                raise InvalidSetting(f"{kind} {word!r} belongs to a device; name one, e.g. --device edgegpu")
+        for target in targets:
+            name = next((name for name in names if answers(name, target)), None)
+            if name is None:
+                where = f"{self.space} on {self.dataset}" + (f" and device {target!r}" if target else "")
+                raise InvalidSetting(
+                    f"no source knows {' or '.join(names)} ({kind} {word!r}) for {where}. Leave it out, choose "
+                    f"another device or data set, or add a table (hwnas tables add PATH)"
+                )
+            yield name, target
+
+    def to_toml(self) -> dict[str, Any]:
+        """Plain values for a TOML file; what is None is left out."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+            if value is not None
+        }
+
+    @classmethod
+    def from_toml(cls, data: Mapping[str, Any]) -> SearchConfig:
+        """The configuration that parsed TOML describes; what is left out has its default.
+
+        Raises:
+            UnknownName: A key that is none, with the nearest known ones. Otherwise as the class.
+        """
+        known = [f.name for f in fields(cls)]
+        for key in data:
+            if key not in known:
+                raise UnknownName("setting", key, known)
+        return cls(**data)
+
+    @classmethod
+    def load(cls, path: str | Path) -> SearchConfig:
+        """The configuration in a TOML file.
+
+        Raises:
+            InvalidSetting: The file is missing or no TOML. Otherwise as `from_toml`.
+        """
+        try:
+            with open(path, "rb") as file:
+                data = tomllib.load(file)
+        except OSError as error:
+            raise InvalidSetting(f"cannot read the configuration {path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InvalidSetting(f"the configuration {path} is no TOML: {error}") from error
+        return cls.from_toml(data)
+
+
+def _set(config: SearchConfig, name: str, value: object) -> None:
+    object.__setattr__(config, name, value)
+
+
+def _word(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise InvalidSetting(f"{name} wants a name; got {value!r}")
+    return value.strip()
+
+
+def _words(name: str, value: object) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) and value.strip() else value
+    if isinstance(parts, str):
+        parts = ()
+    if not isinstance(parts, list | tuple):
+        raise InvalidSetting(f"{name} wants a list of names; got {value!r}")
+    words = tuple(_word(name, part) for part in parts)
+    twice = next((word for i, word in enumerate(words) if word in words[:i]), None)
+    if twice is not None:
+        raise InvalidSetting(f"{name} names {twice!r} twice: {', '.join(words)}")
+    return words
+
+
+def _whole(name: str, value: object, low: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or not low <= value.__index__() < 2**63:
+        raise InvalidSetting(f"{name} wants a whole number of at least {low} (and below 2^63); got {value!r}")
+    return int(value.__index__())
+
+
+def _table(config: SearchConfig, name: str) -> Mapping[str, Any]:
+    value = getattr(config, name)
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise InvalidSetting(f"{name} wants a table of names and values; got {value!r}")
+    return value
+
+
+def _plain(where: str, value: object) -> Any:
+    """A copy that TOML can hold; tuples become lists."""
+    if isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(where, item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(f"{where}.{key}", item) for key, item in value.items()}
+    raise InvalidSetting(f"{where} wants numbers, strings, true/false, lists or tables of them; got {value!r}")
+
+
+def _meaning(kind: str, word: str) -> tuple[tuple[str, ...], str | None]:
+    """Metric names that a word may mean, best first, and the device behind its "@"."""
+    family, at, device = word.partition("@")
+    try:
+        names = candidates(family)
+    except UnknownName as error:
+        raise UnknownName(kind, family, error.known) from None
+    if at and not (device and METRICS[names[0]].per_device):
+        raise InvalidSetting(
+            f"{kind} {word!r}: {family} is the same on every device; leave out the '@'"
+            if device
+            else f"{kind} {word!r} names no device behind the '@'"
+        )
+    return names, device or None
+
+
+def _limit(word: str, value: object) -> tuple[str | float, float]:
+    """A budget as it was given (numbers as float or int) and in its metric's own unit."""
+    (name, *_), _ = _meaning("budget", word)
+    if isinstance(value, str):
+        return value, parse_quantity(value, name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidBudget(f"budget {word!r} wants a quantity such as '5{METRICS[name].unit}'; got {value!r}")
+    # a number beside a full name such as params_m has its unit in the name
+    in_unit = f"{float(value)!r}{METRICS[name].unit if word.partition('@')[0] == name else ''}"
+    return float(value), parse_quantity(in_unit, name)

@@ -1,0 +1,444 @@
+"""A run is a directory: everything a search was asked, knew and found, readable without hwnas.
+
+    run.toml       what was asked, as given and as resolved; versions; where numbers come from
+    hwnas.sqlite   all measurements and steps (hwnas.stores.sqlite)
+    archive.csv    the counted evaluations in order: order,key,arch,<metrics...>,status,source
+    front.csv      the front in the same form, with the recommended architecture marked
+    front.json     the front with contexts, intervals, budgets, reference point, hypervolume and ledger
+    report.html    written by hwnas.report
+    models/        written by hwnas.export
+
+Only the database decides: the other files are written from it, and again whenever a run is continued.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import platform
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import date
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+import hwnas
+from hwnas import optional
+from hwnas.core import pareto, picking
+from hwnas.core.architecture import Architecture
+from hwnas.core.ledger import Ledger
+from hwnas.core.measurement import Measurement, Status
+from hwnas.core.metrics import METRICS
+from hwnas.core.state import Evaluation, SearchState
+from hwnas.errors import RunCorrupt, RunExists, RunIncompatible
+from hwnas.stores.files import replace_text, writing
+from hwnas.stores.sqlite import SqliteStore
+
+RUN_TOML, DATABASE, ARCHIVE = "run.toml", "hwnas.sqlite", "archive.csv"
+FRONT_CSV, FRONT_JSON, REPORT, MODELS = "front.csv", "front.json", "report.html", "models"
+
+# what can change the course of a search, or the files it writes
+_PACKAGES = ("numpy", "torch", "torch-geometric", "pymoo", "moocore", "onnx", "onnxruntime", "pyarrow")
+_MAY_DIFFER = frozenset({"tables"})  # where tables lie; which tables they are is in every measurement's context
+
+Notation = Callable[[Architecture], str]
+
+
+class RunDirectory:
+    """One run directory. Made by `create`, `resume` or `read`; a context manager that closes itself.
+
+    Attributes:
+        path: The directory.
+        store: Its database: what the search loop appends to.
+        info: run.toml as parsed: "run", "config", "resolved", "sources", "versions".
+    """
+
+    def __init__(self, path: Path, store: SqliteStore, info: Mapping[str, Any], notation: Notation) -> None:
+        self.path = path
+        self.store = store
+        self.info = info
+        self._notation = notation
+        self._columns: list[str] | None = None  # of archive.csv as this process wrote it
+        self._written = 0
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path | None,
+        *,
+        config: Mapping[str, Any],
+        resolved: Mapping[str, Any] | None = None,
+        sources: Mapping[str, str] | None = None,
+        notation: Notation = str,
+    ) -> RunDirectory:
+        """A new run directory, open for writing.
+
+        Args:
+            path: The directory, which is made and must not exist or be empty. None for `runs/<date>-<devices>`, with
+                a number behind it where that is taken.
+            config: What the user asked for (`SearchConfig.to_toml()`).
+            resolved: What became of it: plain values; None is left out.
+            sources: Where each metric's numbers come from, for people.
+            notation: The space's `format`: how files write an architecture.
+
+        Raises:
+            RunExists: Something is at `path`; it is never overwritten.
+            RunError: It cannot be written.
+        """
+        where = _make_default(config) if path is None else _make(Path(path))
+        store: SqliteStore | None = None
+        try:
+            store = SqliteStore.create(where / DATABASE)
+            info = _information(store, config, resolved or {}, sources or {})
+            replace_text(where / RUN_TOML, tomli_w.dumps(info))
+        except BaseException:
+            # what never became a run must not block the next try
+            if store is not None:
+                store.close()
+                _discard(where)
+            with suppress(OSError):
+                where.rmdir()
+            raise
+        return cls(where, store, info, notation)
+
+    @classmethod
+    def resume(
+        cls, path: str | Path, *, config: Mapping[str, Any] | None = None, notation: Notation = str
+    ) -> RunDirectory:
+        """An existing run directory, open for writing. Call `write_archive` once its state is restored.
+
+        Args:
+            path: The directory.
+            config: What the user asks for now; must say the same as run.toml. None where only the run was named.
+            notation: The space's `format`.
+
+        Raises:
+            RunIncompatible: Another version of hwnas made it, or another configuration.
+            RunCorrupt: There is no run in it, or it is damaged.
+            RunLocked: Another process writes to it.
+        """
+        where = Path(path)
+        info = _read_information(where)
+        _check_version(where, info)
+        if config is not None:
+            _check_config(where, info["config"], config)
+        return cls(where, SqliteStore.open(where / DATABASE), info, notation)
+
+    @classmethod
+    def read(cls, path: str | Path, *, notation: Notation = str) -> RunDirectory:
+        """An existing run directory for reports and exports; a search may go on writing to it.
+
+        Raises:
+            RunCorrupt, RunIncompatible: As `resume`; the version of hwnas may differ as long as the files' form is
+                known.
+        """
+        where = Path(path)
+        return cls(where, SqliteStore.read(where / DATABASE), _read_information(where), notation)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What the user asked for, as `SearchConfig.from_toml` reads it."""
+        config: Mapping[str, Any] = self.info["config"]
+        return config
+
+    def changed_versions(self) -> dict[str, tuple[str, str]]:
+        """Packages whose version is no longer the one the run began with, as (then, now): with them, a resumed run
+        need not equal an uninterrupted one bit for bit."""
+        then, now = dict(self.info.get("versions", {})), _versions()
+        return {
+            name: (then.get(name, "none"), now.get(name, "none"))
+            for name in sorted(then.keys() | now.keys())
+            if then.get(name) != now.get(name)
+        }
+
+    def record(self, state: SearchState) -> None:
+        """Append to archive.csv what the last steps told; call it after each committed step.
+
+        Raises:
+            RunError: It cannot be written.
+        """
+        columns = _columns(state)
+        if columns != self._columns or self._written > len(state.archive):
+            self.write_archive(state)
+            return
+        text = _csv(_archive_row(i, state.archive[i], columns, self._notation) for i in self._unwritten(state))
+        path = self.path / ARCHIVE
+        with writing(path), open(path, "a", encoding="utf-8", newline="") as file:
+            file.write(text)
+        self._written = len(state.archive)
+
+    def _unwritten(self, state: SearchState) -> range:
+        return range(self._written, len(state.archive))
+
+    def write_archive(self, state: SearchState) -> None:
+        """Write archive.csv anew, in one step; call it when a run is continued and when it ends.
+
+        Args:
+            state: What the database holds.
+
+        Raises:
+            RunError: It cannot be written.
+        """
+        columns = _columns(state)
+        header = ["order", "key", "arch", *columns, "status", "source"]
+        rows = (_archive_row(i, row, columns, self._notation) for i, row in enumerate(state.archive))
+        replace_text(self.path / ARCHIVE, _csv([header, *rows]))
+        self._columns, self._written = columns, len(state.archive)
+
+    def write_front(
+        self,
+        state: SearchState,
+        ledger: Ledger,
+        *,
+        recommended: Architecture | None,
+        reference: Sequence[float] | None = None,
+        reported: Sequence[Measurement] = (),
+    ) -> None:
+        """Write front.csv and front.json.
+
+        Args:
+            state: The state at the end.
+            ledger: What was paid.
+            recommended: The architecture to mark, usually one of the front.
+            reference: Reference point of the hypervolume, `m` losses; None for `pareto.reference_point`.
+            reported: Facts of front members that the search did not see (a test error); shown behind the others.
+
+        Raises:
+            RunError: They cannot be written.
+        """
+        front = [state.archive[i] for i in state.front_indices]
+        shown = [_with(evaluation, reported) for evaluation in front]
+        columns = _names(shown, _columns(state))
+        header = ["order", "key", "arch", *columns, "recommended", "status", "source"]
+        rows = [
+            _archive_row(int(i), evaluation, columns, self._notation)
+            for i, evaluation in zip(state.front_indices, shown, strict=True)
+        ]
+        for row, evaluation in zip(rows, shown, strict=True):
+            row.insert(-2, "yes" if evaluation.architecture == recommended else "")
+        replace_text(self.path / FRONT_CSV, _csv([header, *rows]))
+        found = self._front_json(state, ledger, shown, recommended, reference)
+        replace_text(self.path / FRONT_JSON, json.dumps(found, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+    def _front_json(
+        self,
+        state: SearchState,
+        ledger: Ledger,
+        shown: Sequence[Evaluation],
+        recommended: Architecture | None,
+        reference: Sequence[float] | None,
+    ) -> dict[str, Any]:
+        point = [float(x) for x in (pareto.reference_point(state.losses) if reference is None else reference)]
+        nearest = None if shown else picking.nearest_to_feasible(state.losses, state.violations)
+        return {
+            "hwnas": hwnas.__version__,
+            "run_id": self.store.meta["run_id"],
+            "space": state.space,
+            "seed": state.seed,
+            "queries": state.queries,
+            "evaluations": len(state.archive),
+            "objectives": [{**asdict(o), "name": o.name, "unit": METRICS[o.metric].unit} for o in state.objectives],
+            "constraints": [{**asdict(c), "name": c.name, "unit": METRICS[c.metric].unit} for c in state.constraints],
+            "reference_point": {o.name: o.value(x) for o, x in zip(state.objectives, point, strict=True)},
+            "hypervolume": pareto.hypervolume(state.front().losses, point),
+            "recommended": None if recommended is None else recommended.key,
+            "front": [
+                self._evaluation_json(int(i), evaluation, state, recommended)
+                for i, evaluation in zip(state.front_indices, shown, strict=True)
+            ],
+            # what came closest where no architecture meets the budgets
+            "nearest": None
+            if nearest is None
+            else self._evaluation_json(nearest, state.archive[nearest], state, recommended),
+            "ledger": ledger.to_json(),
+        }
+
+    def _evaluation_json(
+        self, index: int, evaluation: Evaluation, state: SearchState, recommended: Architecture | None
+    ) -> dict[str, Any]:
+        return {
+            "order": index + 1,
+            "key": evaluation.architecture.key,
+            "arch": self._notation(evaluation.architecture),
+            "recommended": evaluation.architecture == recommended,
+            "violation": float(state.violations[index]),
+            "metrics": {_name(row): _measurement_json(row) for row in evaluation.measurements},
+        }
+
+    def close(self) -> None:
+        """Release the directory. Closing twice does nothing."""
+        self.store.close()
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+# -- making and checking -----------------------------------------------------------------------------------------------
+
+
+def _make(path: Path) -> Path:
+    taken = path.is_symlink() or path.exists()
+    if taken and not (path.is_dir() and not any(path.iterdir())):
+        raise RunExists(
+            f"{path} exists and is never overwritten. Continue it with `hwnas search --resume {path}`, or choose "
+            "another folder (--out)"
+        )
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _make_default(config: Mapping[str, Any]) -> Path:
+    devices = "-".join(config.get("devices", ())) or str(config.get("space", "run"))
+    label = re.sub(r"[^A-Za-z0-9._-]+", "-", devices)
+    for number in count(1):
+        path = Path("runs") / f"{date.today().isoformat()}-{label}{'' if number == 1 else f'-{number}'}"
+        with writing(path):
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+        return path
+    raise AssertionError("unreachable")
+
+
+def _discard(path: Path) -> None:
+    for file in (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", RUN_TOML, ".lock"):
+        with suppress(OSError):
+            (path / file).unlink()
+
+
+def _information(
+    store: SqliteStore, config: Mapping[str, Any], resolved: Mapping[str, Any], sources: Mapping[str, str]
+) -> dict[str, Any]:
+    run = {
+        "id": store.meta["run_id"],
+        "created": store.meta["created"],
+        "hwnas": hwnas.__version__,
+        "seed": config.get("seed", 0),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    tables = {"run": run, "config": config, "resolved": resolved, "sources": sources, "versions": _versions()}
+    return {name: _without_none(table) for name, table in tables.items()}
+
+
+def _without_none(value: Any) -> Any:
+    """TOML has no null: what is None is left out."""
+    if isinstance(value, Mapping):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(item) for item in value]
+    return value
+
+
+def _versions() -> dict[str, str]:
+    found = {"hwnas": hwnas.__version__, "python": platform.python_version()}
+    found |= {name: version for name in _PACKAGES if (version := optional.version(name)) is not None}
+    return found
+
+
+def _read_information(path: Path) -> dict[str, Any]:
+    try:
+        with open(path / RUN_TOML, "rb") as file:
+            info = tomllib.load(file)
+    except OSError as error:
+        raise RunCorrupt(
+            f"{path} holds no run: {RUN_TOML} cannot be read ({error.strerror}). Name a folder that "
+            "`hwnas search` wrote"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RunCorrupt(
+            f"{path / RUN_TOML} is damaged: {error}. Restore it from a copy, or start a new run"
+        ) from error
+    for table, key in (("run", "hwnas"), ("run", "id"), ("config", None)):
+        if table not in info or (key is not None and key not in info[table]):
+            raise RunCorrupt(f"{path / RUN_TOML} is damaged: it lacks [{table}] {key or ''}".rstrip())
+    return info
+
+
+def _check_version(path: Path, info: Mapping[str, Any]) -> None:
+    made, ours = str(info["run"]["hwnas"]), hwnas.__version__
+    if made.split(".")[:2] != ours.split(".")[:2]:
+        raise RunIncompatible(
+            f"{path} was made by hwnas {made}, this is hwnas {ours}, which may search differently. Continue it with "
+            f"`pip install hwnas=={made}`, or start a new run; reports and exports work with both"
+        )
+
+
+def _check_config(path: Path, made: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    differences = [
+        f"{key} ({made.get(key, 'unset')!r} there, {asked.get(key, 'unset')!r} asked for)"
+        for key in sorted(made.keys() | asked.keys())
+        if key not in _MAY_DIFFER and made.get(key) != asked.get(key)
+    ]
+    if differences:
+        raise RunIncompatible(
+            f"{path} was begun with other settings: {'; '.join(differences)}. Resume it without "
+            "them, or start a new run"
+        )
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+def _name(row: Measurement) -> str:
+    """A measurement's column, like `Objective.name`."""
+    device = row.context.device if METRICS[row.metric].per_device else None
+    return row.metric if device is None else f"{row.metric}@{device}"
+
+
+def _columns(state: SearchState) -> list[str]:
+    """Objectives, then budgets, then whatever else was measured."""
+    wanted = [*(o.name for o in state.objectives), *(c.name for c in state.constraints)]
+    return _names(state.archive, wanted)
+
+
+def _names(evaluations: Iterable[Evaluation], first: Iterable[str]) -> list[str]:
+    measured = (_name(row) for evaluation in evaluations for row in evaluation.measurements)
+    return list(dict.fromkeys([*first, *measured]))
+
+
+def _with(evaluation: Evaluation, reported: Iterable[Measurement]) -> Evaluation:
+    more = tuple(row for row in reported if row.architecture == evaluation.architecture)
+    return Evaluation(evaluation.architecture, evaluation.measurements + more)
+
+
+def _archive_row(index: int, evaluation: Evaluation, columns: Sequence[str], notation: Notation) -> list[str]:
+    values = {_name(row): "" if math.isnan(row.value) else repr(float(row.value)) for row in evaluation.measurements}
+    return [
+        str(index + 1),
+        evaluation.architecture.key,
+        notation(evaluation.architecture),
+        *(values.get(column, "") for column in columns),
+        str(_status(evaluation.measurements)),
+        "+".join(dict.fromkeys(str(row.context.source) for row in evaluation.measurements)),
+    ]
+
+
+def _status(rows: Sequence[Measurement]) -> Status:
+    """The first failure, else the first reservation, else ok; the database has each metric's own."""
+    doubtful = [row.status for row in rows if row.status is not Status.OK]
+    return next((status for status in doubtful if not status.has_value), doubtful[0] if doubtful else Status.OK)
+
+
+def _measurement_json(row: Measurement) -> dict[str, Any]:
+    shown = row.to_json()
+    del shown["architecture"], shown["metric"]
+    return {**shown, "unit": METRICS[row.metric].unit, "source": str(row.context.source)}
+
+
+def _csv(rows: Iterable[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
