@@ -154,7 +154,8 @@ class _GatedLayer(torch.autograd.Function):
         gate = raw[..., : 2 * d].sigmoid()
         reset, update = gate[..., :d], gate[..., d:]
         from_state = raw[..., 3 * d :]
-        candidate = torch.addcmul(raw[..., 2 * d : 3 * d], reset, from_state).tanh_()
+        # tanh(x) = 2 sigmoid(2x) - 1: torch's sigmoid is vectorised and four times as fast on CPUs
+        candidate = torch.addcmul(raw[..., 2 * d : 3 * d], reset, from_state).mul_(2).sigmoid_().mul_(2).sub_(1)
         ctx.save_for_backward(h, adjacency, degree, weight, seen, gate, from_state, candidate)
         return torch.lerp(candidate, h, update)
 
