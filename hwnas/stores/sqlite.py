@@ -31,7 +31,7 @@ from hwnas.core.architecture import Architecture
 from hwnas.core.ledger import Ledger
 from hwnas.core.measurement import Context, Measurement, Status
 from hwnas.core.state import SearchState
-from hwnas.errors import HwnasError, RunCorrupt, RunError, RunExists, RunIncompatible, RunLocked
+from hwnas.errors import RunCorrupt, RunError, RunExists, RunIncompatible, RunLocked
 from hwnas.stores import codec
 from hwnas.stores.facts import Facts, newly_told
 from hwnas.stores.files import refusal
@@ -85,7 +85,7 @@ class SqliteStore:
         self._facts = Facts()
         self._last_id = 0
         self._steps: list[list[str]] = []
-        with _errors_of(path):
+        with _reading(path):
             self.meta: Mapping[str, str] = dict(connection.execute("SELECT key, value FROM meta"))
             self._load()
 
@@ -170,7 +170,7 @@ class SqliteStore:
         with self._writing():
             self._connection.executemany(_INSERT, [_columns(row) for row in rows])
         # what was written is read back, so that this process finds exactly what a resumed one would
-        with _errors_of(self.path):
+        with _reading(self.path):
             self._load()
 
     def find(self, architecture: Architecture, metric: str, context: Context) -> Measurement | None:
@@ -191,6 +191,8 @@ class SqliteStore:
             TypeError: If the generator's state holds what `hwnas.stores.codec` does not write.
             RunError: It cannot be written; the last committed step is then still the one before.
         """
+        with _reading(self.path):
+            self._load()
         keys = newly_told(state, self._steps, self._facts)
         blob = codec.pack(dict(generator))
         with self._writing():
@@ -200,7 +202,6 @@ class SqliteStore:
             )
             # only the newest is kept: 50 states of a network are far more than all facts together
             self._connection.execute("INSERT OR REPLACE INTO generator VALUES (1, ?, ?)", (state.step, blob))
-        self._steps.append(keys)
 
     def last_step(self) -> tuple[int, list[list[str]], Mapping[str, Any], Ledger] | None:
         """What `commit_step` stored last: step, architecture keys of each step in order, generator state, ledger.
@@ -208,7 +209,7 @@ class SqliteStore:
         Raises:
             RunCorrupt: What is stored cannot be read.
         """
-        with _errors_of(self.path):
+        with _reading(self.path):
             # one statement sees one moment, also while a search commits
             found = self._connection.execute(
                 "SELECT steps.step, ledger, state, (SELECT json_group_array(architectures) FROM "
@@ -244,16 +245,15 @@ class SqliteStore:
 
     def _refresh(self) -> None:
         if self._lock is None:  # somebody else may have written
-            with _errors_of(self.path):
+            with _reading(self.path):
                 self._load()
 
     def _load(self) -> None:
         for number, *columns in self._connection.execute(_SELECT, (self._last_id,)).fetchall():
             self._facts.add([_measurement(columns)])
             self._last_id = number
-        if self._lock is not None and not self._steps:
-            stored = self._connection.execute("SELECT architectures FROM steps ORDER BY step")
-            self._steps = [json.loads(keys) for (keys,) in stored]
+        steps = "SELECT architectures FROM steps WHERE step > ? ORDER BY step"
+        self._steps += [json.loads(keys) for (keys,) in self._connection.execute(steps, (len(self._steps),)).fetchall()]
 
 
 def _existing(path: str | Path) -> Path:
@@ -317,11 +317,9 @@ def _damaged(path: Path, reason: str) -> str:
 
 @contextmanager
 def _errors_of(path: Path) -> Iterator[None]:
-    """Context in which sqlite3's errors, and values that cannot be read, become errors of the run."""
+    """Context in which sqlite3's errors become errors of the run."""
     try:
         yield
-    except HwnasError:
-        raise
     except sqlite3.Error as error:
         code = _code(error)
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
@@ -336,6 +334,14 @@ def _errors_of(path: Path) -> Iterator[None]:
         if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
             raise RunError(refusal(path, str(error), full=False)) from error
         raise
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """`_errors_of`, and stored values that make no sense are damage too."""
+    try:
+        with _errors_of(path):
+            yield
     except (ValueError, TypeError, KeyError) as error:
         raise RunCorrupt(_damaged(path, f"a value in it cannot be read ({error})")) from error
 
