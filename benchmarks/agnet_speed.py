@@ -106,7 +106,8 @@ def show_search(generator: str, seed: int, queries: int) -> None:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([*command, "--out", str(Path(folder) / "run")], capture_output=True, text=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode not in (0, 1):  # 1: nothing was feasible, a search all the same
+        finished = (Path(folder) / "run" / "archive.csv").is_file()
+    if not finished or done.returncode not in (0, 1):  # 1: nothing was feasible, a search all the same
         sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     print(f"  {generator:<12} seed {seed}: {spent:6.1f}")

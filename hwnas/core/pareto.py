@@ -40,7 +40,8 @@ def non_dominated(losses: Floats, half_widths: Floats | None = None) -> NDArray[
 
     With `half_widths`, differences inside the joint interval sqrt(h_a^2 + h_b^2) are ties: a dominates b
     if it is tied or better in every objective and better by more than the joint interval in at least one.
-    Only rows of the ordinary front may dominate, so that a chain of ties cannot empty the front.
+    Only rows of the ordinary front may dominate, and one of them falls only to another that stays, so that chains
+    and circles of ties cannot empty the front.
 
     Args:
         losses: `n x m`. Rows with nan are never on the front. Duplicates are all kept.
@@ -62,12 +63,30 @@ def non_dominated(losses: Floats, half_widths: Floats | None = None) -> NDArray[
     front = np.flatnonzero(result)
     difference = losses[front, None, :] - losses[None, rows, :]  # front x rows x m
     joint = np.hypot(half_widths[front, None, :], half_widths[None, rows, :])
-    beaten = ((difference <= joint).all(2) & (difference < -joint).any(2)).any(0)
+    beats = (difference <= joint).all(2) & (difference < -joint).any(2)  # front x rows
+    beaten = beats.any(0)
+    beaten[result[rows]] = _beaten_by_a_survivor(beats[:, result[rows]])
     plainly_dominated = ~result[rows]
     # a row that is only better or worse inside the intervals is not resolved: it stays
     unresolved = plainly_dominated & ~beaten
     result[rows] = (result[rows] & ~beaten) | unresolved
     return result
+
+
+def _beaten_by_a_survivor(beats: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which of `n` rows fall, given who beats whom (`n x n`): a row falls only to one that stays itself.
+
+    With three objectives ties can be circular, each row beating the next; those rows all stay.
+    """
+    undecided = np.ones(len(beats), dtype=np.bool_)
+    fallen = np.zeros(len(beats), dtype=np.bool_)
+    while True:
+        stays = undecided & ~beats[undecided].any(0)
+        if not stays.any():
+            return fallen
+        falls = undecided & beats[stays].any(0)
+        fallen |= falls
+        undecided &= ~(stays | falls)
 
 
 def _equal_to_any(rows: Floats, of: Floats) -> NDArray[np.bool_]:
@@ -125,7 +144,7 @@ def order(losses: Floats, violations: Floats | None = None) -> NDArray[np.int64]
     failed = np.isnan(losses).any(axis=1)
     violation = np.zeros(n) if violations is None else np.asarray(violations, dtype=np.float64).copy()
     violation[failed] = np.inf
-    rank = np.zeros(n, dtype=np.int64)
+    rank = np.full(n, n, dtype=np.int64)  # failures keep this: behind rows that only miss a budget's number
     crowding = np.zeros(n)
     for group in (np.flatnonzero(violation == 0), np.flatnonzero((violation > 0) & ~failed)):
         rank[group] = pareto_ranks(losses[group])

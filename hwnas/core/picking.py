@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,7 +45,9 @@ def knee(losses: Floats) -> int:
     Returns:
         Its index. A front of one or two points has no inner point: the one nearest to the ideal is returned.
     """
-    from pymoo.mcdm.high_tradeoff import HighTradeoffPoints
+    with warnings.catch_warnings():  # pymoo imports a name that scipy has moved
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from pymoo.mcdm.high_tradeoff import HighTradeoffPoints
 
     scaled = normalise(losses)
     if len(losses) > 2:
@@ -57,7 +60,8 @@ def knee(losses: Floats) -> int:
 
 
 def asf(losses: Floats, weights: Sequence[float]) -> int:
-    """The row that minimises the augmented achievement scalarising function (Wierzbicki 1980), pymoo's `ASF`.
+    """The row that minimises the achievement scalarising function, max_j weight_j * loss_j (Wierzbicki 1980,
+    pymoo's `ASF`).
 
     Args:
         losses: `n x m`, without nan; normalised to the front's range here.
