@@ -129,7 +129,7 @@ def parse_quantity(text: str, name: str) -> float:
     match = _QUANTITY.fullmatch(text)
     if match is None:
         raise InvalidBudget(f"{wanted}, e.g. {example!r}; got {text!r}")
-    number, unit = match.groups()
+    number, unit = match.group(1), match.group(2).replace("\u03bc", "\u00b5")  # Greek mu to the micro sign
     if not unit and not what.bare:
         raise InvalidBudget(
             f"{wanted}; {text!r} has none. Write {number}M, {number}k, ... (see units)"

@@ -63,13 +63,12 @@ def non_dominated(losses: Floats, half_widths: Floats | None = None) -> NDArray[
     front = np.flatnonzero(result)
     difference = losses[front, None, :] - losses[None, rows, :]  # front x rows x m
     joint = np.hypot(half_widths[front, None, :], half_widths[None, rows, :])
-    beats = (difference <= joint).all(2) & (difference < -joint).any(2)  # front x rows
-    beaten = beats.any(0)
-    beaten[result[rows]] = _beaten_by_a_survivor(beats[:, result[rows]])
-    plainly_dominated = ~result[rows]
-    # a row that is only better or worse inside the intervals is not resolved: it stays
-    unresolved = plainly_dominated & ~beaten
-    result[rows] = (result[rows] & ~beaten) | unresolved
+    clearly = np.asarray((difference < -joint).any(axis=2), dtype=np.bool_)
+    beats = clearly & (difference <= joint).all(axis=2)  # front x rows
+    on_front = result[rows]
+    # a dominated row that nothing beats by more than the intervals is not resolved: it stays
+    result[rows] = ~beats.any(axis=0)
+    result[front] = ~_beaten_by_a_survivor(beats[:, on_front])
     return result
 
 
