@@ -11,7 +11,7 @@ import numpy as np
 
 from hwnas.core.graph import ArchGraph
 
-BOX, HEIGHT, GAP_X, GAP_Y, MARGIN = 74.0, 24.0, 34.0, 16.0, 6.0
+BOX, HEIGHT, GAP_X, GAP_Y, MARGIN = 62.0, 24.0, 24.0, 14.0, 4.0
 
 # Okabe and Ito's colour-blind safe palette; the label names the operation, the colour only helps to see it
 _KINDS = (
@@ -79,7 +79,7 @@ def layout(graph: ArchGraph) -> tuple[list[Point], dict[tuple[int, int], list[Po
             links[other].append(one)
     _untangle(lanes, links)
     tallest = max(len(lane) for lane in lanes.values())
-    gap = max(GAP_X, 200.0) if not graph.edges else GAP_X
+    gap = GAP_X if graph.edges else 3 * GAP_X
     places: dict[object, Point] = {}
     for layer, lane in lanes.items():
         for row, item in enumerate(lane):

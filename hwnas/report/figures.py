@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,7 +54,12 @@ def front_figure(view: RunView) -> Figure:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     if handles:
         figure.legend(
-            list(handles.values()), list(handles), loc="outside lower center", ncols=min(4, len(handles)), frameon=False
+            list(handles.values()),
+            list(handles),
+            loc="outside lower center",
+            ncols=3 * len(plots),
+            frameon=False,
+            fontsize=8,
         )
     return figure
 
@@ -127,7 +133,7 @@ def _draw_front(axes: Axes, view: RunView, plot: Projection) -> None:
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     told = [f"{heading(*c).split(' [')[0]}: {view.sources[c]}" for c in (plot.x, plot.y) if c is not None]
-    axes.set_title("\n".join(_cut(line) for line in told), fontsize=7, loc="left", color="0.35")
+    axes.set_title("\n".join(fill(line, 90) for line in told), fontsize=6.5, loc="left", color="0.35")
     if view.n == 0:
         _say(axes, "nothing evaluated yet")
     elif view.failed.any():
@@ -153,7 +159,7 @@ def _draw_budgets(axes: Axes, view: RunView, plot: Projection, corner: tuple[flo
 def _reference(view: RunView) -> str:
     pairs = zip(view.state.objectives, view.reference, strict=True)
     point = ", ".join(f"{heading(o.metric, o.device)} {o.value(float(x)):.4g}" for o, x in pairs)
-    return _cut(f"reference point: {point} ({view.reference_note})", 110)
+    return fill(f"reference point: {point} ({view.reference_note})", 90)
 
 
 def _say(axes: Axes, text: str) -> None:
@@ -163,7 +169,3 @@ def _say(axes: Axes, text: str) -> None:
 def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, lw=0.5)
-
-
-def _cut(text: str, length: int = 84) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

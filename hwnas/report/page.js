@@ -32,6 +32,12 @@ function paint() {
   }
 }
 
+function fact(list, name, text) {
+  const line = element("div", undefined, list);
+  element("dt", name, line);
+  element("dd", text, line);
+}
+
 let held = data.start;
 function show(index, hold) {
   const panel = document.getElementById("panel");
@@ -48,15 +54,10 @@ function show(index, hold) {
   data.columns.forEach((column, j) => {
     const value = point.values[j];
     if (value === null) return;
-    element("dt", column.title, list);
-    const told = element("dd", value.text, list);
-    element("small", value.source, told);
-    element("small", value.sure, told);
+    fact(list, column.title, value.text);
+    element("small", `${value.source}; ${value.sure}`, list);
   });
-  if (point.violation) {
-    element("dt", "over budget", list);
-    element("dd", `${(100 * point.violation).toFixed(1)} %`, list);
-  }
+  if (point.violation) fact(list, "over budget", `${(100 * point.violation).toFixed(1)} %`);
   const where = element("p", undefined, panel);
   element("code", point.text, where);
   const command = element("pre", `hwnas export ${data.run} --arch ${point.key} --out models`, panel);

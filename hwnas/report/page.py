@@ -217,13 +217,13 @@ def _failures(view: RunView) -> list[str]:
 def _context(view: RunView) -> list[str]:
     command = f"<pre>{escape(view.command)}</pre>" if view.command else "<p>not recorded</p>"
     run = {"space": view.state.space, "queries": view.state.queries, "seed": view.state.seed, "made": view.created}
+    paid = {name.replace("_", " "): value for name, value in view.ledger.to_json().items()}
     return [
-        "<h2>What the search paid</h2>",
-        facts_table(view.ledger.to_json()),
         "<h2>Make it again</h2>",
         command,
-        f'<div class="halves"><div><h2>Configuration</h2>{facts_table({**run, **view.config})}</div>',
-        f"<div><h2>Versions</h2>{facts_table(view.versions)}</div></div>",
+        f'<div class="halves"><div><h2>What the search paid</h2>{facts_table(paid)}</div>',
+        f"<div><h2>Configuration</h2>{facts_table({**run, **view.config})}",
+        f"<h2>Versions</h2>{facts_table(view.versions)}</div></div>",
     ]
 
 

@@ -36,7 +36,7 @@ def front_plot(view: RunView, plot: Projection) -> Figure:
     layout = _layout(across, up)
     layout["xaxis"]["range"], layout["yaxis"]["range"] = [left, right], [bottom, top]
     layout["shapes"], layout["annotations"] = _budgets(view, plot, left, bottom)
-    layout["legend"] = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+    layout["legend"] = {"orientation": "h", "y": -0.16, "yanchor": "top", "x": 0}
     if view.failed.any():
         layout["annotations"].append(_note(f"{int(view.failed.sum())} without a number: listed below, not drawn"))
     if view.n == 0:
@@ -170,12 +170,12 @@ def _budgets(view: RunView, plot: Projection, left: float, bottom: float) -> tup
 
 
 def _budget_note(constraint: Constraint, axis: str) -> Figure:
+    # outside the plot for a vertical line, so that no point lies under the words
     place: Figure = (
-        {"x": constraint.bound, "xref": "x", "y": 0.01, "yref": "paper", "textangle": -90, "xanchor": "right",
-         "yanchor": "bottom"}
+        {"x": constraint.bound, "xref": "x", "y": 1.0, "yref": "paper", "xanchor": "center", "yanchor": "bottom"}
         if axis == "x"
         else {"y": constraint.bound, "yref": "y", "x": 0.99, "xref": "paper", "yanchor": "bottom", "xanchor": "right"}
-    )  # fmt: skip
+    )
     return {"text": f"budget: {escape(str(constraint))}", "showarrow": False, "font": {"color": "@fg"}, **place}
 
 
@@ -194,6 +194,7 @@ def _layout(across: str, up: str) -> Figure:
         "font": {"color": "@fg", "family": "system-ui, Segoe UI, Roboto, Arial, sans-serif", "size": 13},
         "hoverlabel": {"bgcolor": "@card", "font": {"color": "@fg"}, "align": "left"},
         "hovermode": "closest",
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "@muted", "activecolor": "@fg"},
         "margin": {"l": 60, "r": 20, "t": 40, "b": 50},
     }
 

@@ -41,7 +41,7 @@ class RunView:
         state: Everything measured.
         ledger: Everything paid.
         texts: `n` public notations of the archive's architectures, in order.
-        graphs: `n` pruned graphs, for drawings.
+        graphs: `n` graphs of what is left of each network (`live_graph`), for drawings.
         config: The run's configuration; nested mappings are allowed.
         command: The exact command line that makes this run again.
         versions: Package to version.
@@ -100,7 +100,7 @@ class RunView:
             state=state,
             ledger=ledger,
             texts=tuple(space.format(a) for a in state.architectures),
-            graphs=tuple(space.to_graph(a).pruned() for a in state.architectures),
+            graphs=tuple(live_graph(space.to_graph(a)) for a in state.architectures),
             config=dict(config),
             command=command if isinstance(command, str) else shlex.join(command),
             versions=dict(versions) if versions is not None else installed_versions(),
@@ -128,8 +128,8 @@ class RunView:
         wanted |= {(c.metric, c.device): None for c in self.state.constraints}
         for evaluation in self.state.archive:
             for row in evaluation.measurements:
-                if not any(_same(row, column) for column in wanted):
-                    wanted[row.metric, row.context.device] = None
+                device = row.context.device if known(row.metric).per_device else None
+                wanted.setdefault((row.metric, device))
         return tuple(wanted)
 
     @cached_property
@@ -333,6 +333,13 @@ def installed_versions() -> dict[str, str]:
     }
 
 
+def live_graph(graph: ArchGraph) -> ArchGraph:
+    """What is left of a network when "none" operations and then all that reaches no output are taken out."""
+    number = {old: new for new, old in enumerate(i for i, op in enumerate(graph.ops) if op != "none")}
+    edges = tuple((number[s], number[t]) for s, t in graph.edges if s in number and t in number)
+    return ArchGraph(tuple(graph.ops[i] for i in number), edges).pruned()
+
+
 def _with_extra(state: SearchState, extra: Sequence[Measurement]) -> SearchState:
     """The state with more facts about architectures of its archive; those about others are left out."""
     more: dict[Architecture, list[Measurement]] = {}
@@ -342,7 +349,3 @@ def _with_extra(state: SearchState, extra: Sequence[Measurement]) -> SearchState
         return state
     archive = tuple(replace(e, measurements=(*e.measurements, *more.get(e.architecture, ()))) for e in state.archive)
     return replace(state, archive=archive)
-
-
-def _same(row: Measurement, column: Column) -> bool:
-    return row.metric == column[0] and column[1] in (None, row.context.device)

@@ -1,0 +1,75 @@
+"""The house itself: layers, start-up, packaging."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import hwnas
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = ("torch", "torch_geometric", "onnxruntime", "onnx", "pymoo", "moocore", "plotly", "matplotlib", "pandas", "scipy")
+
+
+def _python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+def test_layers_hold() -> None:
+    script = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([script, "--no-cache"], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("what", ["import hwnas", "import hwnas.cli", "import hwnas; hwnas.search"])
+def test_import_loads_no_framework(what: str) -> None:
+    heavy = _python(f"import sys\n{what}\nprint([m for m in {HEAVY!r} if m in sys.modules])")
+    assert heavy.strip() == "[]"
+
+
+def test_help_loads_no_framework() -> None:
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom hwnas.cli import app\n"
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
+        f"print([m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    assert _python(code).strip() == "[]"
+
+
+def test_version_is_one_number() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == hwnas.__version__
+    assert f"## {hwnas.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_public_names_resolve() -> None:
+    for name in hwnas.__all__:
+        assert getattr(hwnas, name) is not None
+
+
+@pytest.mark.slow
+def test_wheel_holds_data_and_no_top_level_cli(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(ROOT)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    assert "hwnas/_data/devices/edgegpu.toml" in names
+    assert any(name.startswith("hwnas/_data/profiles/") and name.endswith(".onnx") for name in names)
+    assert not [name for name in names if not name.startswith(("hwnas/", "hwnas-"))]
+
+
+def test_repository_holds_no_machine_path() -> None:
+    tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=False).stdout.split()
+    here = str(ROOT.parent) + "/"
+    for name in tracked:
+        path = ROOT / name
+        if path.suffix in {".py", ".md", ".toml", ".txt", ".json", ""} and path.is_file():
+            assert here not in path.read_text(errors="ignore"), name
