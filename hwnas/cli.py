@@ -131,11 +131,14 @@ def search(
     with Progress(console, shown=not (quiet or as_json)) as progress:
         try:
             run = api.open_run(given, config=config, out=out, resume=resume)
-            result = run.finish(on_step=progress.step, on_start=progress.start, models=models)
+            progress.start(run.state, None if run.directory is None else run.directory.path)
+            result = run.finish(on_step=progress.step, models=models)
         except KeyboardInterrupt:
             progress.stop()
             if progress.folder is not None:
-                console.print(f"Stopped. Everything paid for is kept; continue with: hwnas search --resume {progress.folder}")
+                console.print(
+                    f"Stopped. Everything paid for is kept; continue with: hwnas search --resume {progress.folder}"
+                )
             raise
     _show(result, as_json=as_json, quiet=quiet)
     if result.best is None:
@@ -174,15 +177,14 @@ def export(
 
     if front + best + bool(arch) > 1:
         raise InvalidSetting("choose one of --front, --best and --arch")
-    manifest = api.export_run(run, out, which="best" if best else "front", architectures=arch, verbatim=verbatim, force=force)
+    manifest = api.export(
+        api.load(run), out, which="best" if best else "front", architectures=arch, verbatim=verbatim, force=force
+    )
     if as_json:
         print(json.dumps(manifest, indent=2))
     else:
-        failed = [m for m in manifest["models"] if m["status"] != "ok"]
         for model in manifest["models"]:
-            print(f"{out / model['file']}  {model['arch']}" if model["status"] == "ok" else f"{model['arch']}: {model['status']}")
-        if failed:
-            raise typer.Exit(6)
+            print(f"{out / model['file']}  {model['arch']}")
 
 
 @app.command()

@@ -120,10 +120,10 @@ def replay(
         told: list[Measurement] = []
         for key in keys:
             for metric, device in wanted:
-                row = known.get((key, metric, device))
-                if row is None:
+                found = known.get((key, metric, device))
+                if found is None:
                     raise RunCorrupt(f"step {number} names {key}, but the store holds no {metric} of it")
-                told.append(row)
+                told.append(found)
         state = state.tell(told)
     return state
 

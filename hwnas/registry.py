@@ -22,7 +22,7 @@ from hwnas.errors import InvalidSetting, UnknownName
 _SPACES = {"nb201": "hwnas.spaces.nb201:NasBench201"}
 _GENERATORS = {
     "agnet": "hwnas.generators.agnet:agnet",
-    "agnet-paper": "hwnas.generators.agnet:agnet_paper",
+    "agnet-paper": "hwnas.generators.agnet_paper:agnet_paper",
     "random": "hwnas.generators.random:RandomSearch",
     "evolution": "hwnas.generators.evolution:RegularizedEvolution",
     "eda": "hwnas.generators.eda:MarginalEDA",
@@ -39,6 +39,11 @@ def spaces() -> list[str]:
 def generators() -> list[str]:
     """Names of all generators, plugins included; besides them `pymoo:NAME` is any of pymoo's algorithms."""
     return sorted(_known("hwnas.generators", _GENERATORS))
+
+
+def is_pymoo(name: str) -> bool:
+    """Whether a generator's name asks for one of pymoo's algorithms; whether there is such a one is checked later."""
+    return name.startswith(_PYMOO)
 
 
 def space(name: str) -> SearchSpace:
@@ -64,7 +69,7 @@ def generator(name: str, search_space: SearchSpace, settings: Mapping[str, Any] 
         InvalidSetting: No such setting, or a value that the generator refuses.
     """
     chosen = dict(settings or {})
-    if name.startswith(_PYMOO):
+    if is_pymoo(name):
         from hwnas.generators.pymoo_ea import PymooEA
 
         chosen["algorithm"] = name.removeprefix(_PYMOO)
@@ -74,9 +79,7 @@ def generator(name: str, search_space: SearchSpace, settings: Mapping[str, Any] 
     admitted = [p for p in inspect.signature(factory).parameters if p != "space"]
     wrong = [key for key in chosen if key not in admitted]
     if wrong:
-        raise InvalidSetting(
-            f"generator {name!r} has no setting {wrong[0]!r}. Known: {', '.join(admitted) or 'none'}"
-        )
+        raise InvalidSetting(f"generator {name!r} has no setting {wrong[0]!r}. Known: {', '.join(admitted) or 'none'}")
     try:
         return factory(search_space, **chosen)
     except (TypeError, ValueError) as error:

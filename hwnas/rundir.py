@@ -143,6 +143,10 @@ class RunDirectory:
         where = Path(path)
         return cls(where, SqliteStore.read(where / DATABASE), _read_information(where), notation)
 
+    def set_notation(self, notation: Notation) -> None:
+        """Say how files write an architecture, where the space was not known when the directory was opened."""
+        self._notation = notation
+
     @property
     def config(self) -> Mapping[str, Any]:
         """What the user asked for, as `SearchConfig.from_toml` reads it."""

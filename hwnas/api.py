@@ -1,0 +1,689 @@
+"""The Python interface: `search` runs one, `load` reads one back; the command line calls the same functions."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hwnas import registry, report
+from hwnas.core.architecture import Architecture
+from hwnas.core.ledger import Ledger
+from hwnas.core.measurement import Measurement
+from hwnas.core.metrics import METRICS, candidates
+from hwnas.core.objective import Constraint, Objective
+from hwnas.core.protocols import Evaluator, SearchSpace, Store
+from hwnas.core.state import Evaluation, SearchState
+from hwnas.devices import device_names, load_device, no_source
+from hwnas.errors import InvalidSetting, RunCorrupt, RunError, TablesNotFound, UsageError
+from hwnas.loop import OnStep, Search, replay
+from hwnas.measure import Measure, Wanted, count
+from hwnas.rundir import MODELS, RunDirectory
+from hwnas.stores.memory import MemoryStore
+
+if TYPE_CHECKING:
+    import pandas
+    from rich.console import RenderableType
+
+    from hwnas.config import SearchConfig
+    from hwnas.core.protocols import Generator
+
+_COUNTED = (("params_m", None), ("macs_m", None))
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A configuration with all its names resolved; nothing has been evaluated or written yet.
+
+    Attributes:
+        config: What the user asked for.
+        space: The search space.
+        objectives: With full metric names.
+        constraints: Budgets in the metrics' own units.
+        plan: Which evaluator answers which (metric, device): objectives, budgets, then numbers that are free.
+        reported: The same for numbers that only the report shows (the front's test error).
+    """
+
+    config: SearchConfig
+    space: SearchSpace
+    objectives: tuple[Objective, ...]
+    constraints: tuple[Constraint, ...]
+    plan: tuple[tuple[Wanted, Evaluator], ...]
+    reported: tuple[tuple[Wanted, Evaluator], ...]
+
+    @property
+    def start(self) -> SearchState:
+        """The state before the first evaluation."""
+        config = self.config
+        return SearchState(config.space, self.objectives, self.constraints, config.queries, config.seed)
+
+    @property
+    def wanted(self) -> list[Wanted]:
+        return [wanted for wanted, _ in self.plan]
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Column name to source and origin, for people and for run.toml."""
+        told = {}
+        for (metric, device), evaluator in (*self.plan, *self.reported):
+            context = evaluator.context(metric, device)
+            assert context is not None
+            words = [str(context.source), context.origin or context.runtime or "", context.split or ""]
+            told[f"{metric}@{device}" if device else metric] = ", ".join(filter(None, words))
+        return told
+
+    def generator(self) -> Generator:
+        return registry.generator(self.config.generator, self.space, self.config.generator_settings)
+
+    def search(self, store: Store) -> Search:
+        return Search(self.space, self.generator(), Measure(store, self.plan), self.config.batch)
+
+
+def assemble(config: SearchConfig) -> Assembly:
+    """Resolve every name of a configuration and find a source for every number it needs.
+
+    Raises:
+        UsageError: A name, budget or setting that does not exist or cannot be met.
+        DataError: Tables or surrogates that are missing or cannot be trusted.
+    """
+    # the generator's settings are checked where it is built; its name here, before anything is read
+    config.check_names(
+        spaces=registry.spaces(),
+        devices=[*device_names(), *(name for name in config.targets if _is_file(name))],
+        generators=[*registry.generators(), *filter(registry.is_pymoo, [config.generator])],
+    )
+    space = registry.space(config.space)
+    config.check_names(datasets=space.datasets)
+    evaluators = _evaluators(config, space)
+    answering = _Answers(evaluators)
+    _check_devices(config, answering)
+    objectives = config.resolve_objectives(answering)
+    constraints = config.resolve_budgets(answering)
+    wanted = dict.fromkeys(
+        [
+            *((o.metric, o.device) for o in objectives),
+            *((c.metric, c.device) for c in constraints),
+            *(pair for pair in _COUNTED if answering(*pair)),
+        ]
+    )
+    plan = tuple((pair, answering.evaluator(*pair)) for pair in wanted)
+    reported = tuple(
+        (("test_error_pct", None), evaluator)
+        for (metric, _), evaluator in plan
+        if metric == "val_error_pct" and evaluator.context("test_error_pct", None) is not None
+    )
+    return Assembly(config, space, objectives, constraints, plan, reported)
+
+
+class _Answers:
+    """Which evaluator answers a metric: the first that can. Called as (metric, device) it says whether any does."""
+
+    def __init__(self, evaluators: Sequence[Evaluator]) -> None:
+        self._evaluators = evaluators
+
+    def __call__(self, metric: str, device: str | None) -> bool:
+        if self._first(metric, device) is None:
+            return False
+        # "error" is validation error where there is one, but a table's test error comes before a surrogate's guess
+        # of the validation error
+        family = next((names for names in map(candidates, ("error",)) if metric in names), (metric,))
+        ranks = {name: self._rank(name, device) for name in family}
+        return ranks[metric] == min(rank for rank in ranks.values() if rank is not None)
+
+    def evaluator(self, metric: str, device: str | None) -> Evaluator:
+        found = self._first(metric, device)
+        assert found is not None, (metric, device)
+        return found
+
+    def knows(self, metric: str, device: str | None) -> bool:
+        return self._first(metric, device) is not None
+
+    def _first(self, metric: str, device: str | None) -> Evaluator | None:
+        return next((e for e in self._evaluators if e.context(metric, device) is not None), None)
+
+    def _rank(self, metric: str, device: str | None) -> int | None:
+        found = self._first(metric, device)
+        return None if found is None else list(self._evaluators).index(found)
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith(".toml")
+
+
+def _evaluators(config: SearchConfig, space: SearchSpace) -> list[Evaluator]:
+    from hwnas.evaluators.counting import CountingEvaluator
+
+    found: list[Evaluator] = []
+    if config.source in ("auto", "table"):
+        from hwnas.evaluators.table import TableEvaluator
+        from hwnas.tables.folder import Tables
+
+        tables = Tables.find(config.tables)
+        if tables is not None:
+            found.append(TableEvaluator(tables, space, config.dataset))
+        elif config.source == "table":
+            raise TablesNotFound(
+                "source 'table' wants a folder of tables: name it with --tables or HWNAS_TABLES, or fill the default "
+                "one ('hwnas tables fetch hw-nas-bench', 'hwnas tables add PATH')"
+            )
+    if config.source in ("auto", "surrogate"):
+        from hwnas.evaluators.surrogate import SurrogateEvaluator
+
+        found.append(SurrogateEvaluator(space, config.dataset))
+    found.append(CountingEvaluator(space, config.dataset))
+    return found
+
+
+def _check_devices(config: SearchConfig, answering: _Answers) -> None:
+    """A device for which nothing at hand knows a wanted metric is refused with the way out."""
+    words = [word.partition("@")[0] for word in (*config.objectives, *config.budgets)]
+    for name in config.targets:
+        device = load_device(name)
+        for word in words:
+            metrics = [metric for metric in candidates(word) if METRICS[metric].per_device]
+            if metrics and not any(answering.knows(metric, device.name) for metric in metrics):
+                raise no_source(device, metrics[0])
+
+
+@dataclass(frozen=True)
+class Found:
+    """One evaluated architecture with its numbers.
+
+    Attributes:
+        arch: The space's public notation (NB201: the official string).
+        architecture: Its identity; `architecture.key` names it on the command line.
+        evaluation: All measurements with their contexts.
+    """
+
+    arch: str
+    architecture: Architecture
+    evaluation: Evaluation
+
+    def __getitem__(self, metric: str) -> float:
+        """The value of a metric, e.g. `best["latency_ms"]`, or of one on a device, `best["latency_ms@edgegpu"]`."""
+        name, _, device = metric.partition("@")
+        row = self.evaluation.find(name, device or None)
+        if row is None:
+            raise KeyError(f"{metric!r} was not measured; there are {', '.join(self.values)}")
+        return row.value
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Column name to value, in the metric's unit."""
+        return {_column(row): row.value for row in self.evaluation.measurements}
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Column name to "table", "surrogate", "measured", "trained" or "predicted"."""
+        return {_column(row): str(row.context.source) for row in self.evaluation.measurements}
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found. Prints as a table in a terminal and as a picture in a notebook.
+
+    Attributes:
+        state: Everything measured, in order.
+        ledger: Everything paid.
+        space: The search space.
+        config: What was asked for.
+        reported: Facts that the search did not see, e.g. the front's test error.
+        folder: The run directory, if there is one.
+    """
+
+    state: SearchState
+    ledger: Ledger
+    space: SearchSpace
+    config: SearchConfig
+    reported: tuple[Measurement, ...] = ()
+    folder: Path | None = None
+
+    @cached_property
+    def view(self) -> report.RunView:
+        """What every report of this result shows."""
+        return report.RunView.of(
+            self.state,
+            self.ledger,
+            self.space,
+            self.config.to_toml(),
+            command=command(self.config),
+            extra=self.reported,
+            run=str(self.folder) if self.folder is not None else "RUN",
+        )
+
+    @property
+    def best(self) -> Found | None:
+        """The recommended architecture: the best that meets every budget, without budgets the knee of the front.
+        None where nothing is feasible."""
+        return None if self.view.recommended is None else self._found(self.view.recommended)
+
+    @property
+    def front(self) -> list[Found]:
+        """Feasible architectures that no feasible one dominates, by ascending first objective."""
+        return [self._found(i) for i in self.view.front]
+
+    @property
+    def archive(self) -> list[Found]:
+        """All evaluated architectures in order, failures included."""
+        return [self._found(i) for i in range(len(self.state.archive))]
+
+    def to_json(self) -> dict[str, Any]:
+        """Front, recommendation, ledger and contexts as plain values."""
+        return {**report.to_json(self.view), "folder": None if self.folder is None else str(self.folder)}
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The archive as a data frame: order, key, arch, a column a metric, status, source, front, recommended.
+
+        Raises:
+            MissingExtra: pandas is not installed (`pip install 'hwnas[pandas]'`).
+        """
+        from hwnas.optional import load as load_module
+
+        pandas = load_module("pandas", extra="pandas", purpose="to_pandas()")
+        front, best = set(self.view.front), self.view.recommended
+        rows = [
+            {
+                "order": i + 1,
+                "key": found.architecture.key,
+                "arch": found.arch,
+                **found.values,
+                "source": "+".join(dict.fromkeys(found.sources.values())),
+                "feasible": bool(self.view.feasible[i]),
+                "front": i in front,
+                "recommended": i == best,
+            }
+            for i, found in enumerate(self.archive)
+        ]
+        return pandas.DataFrame(rows)
+
+    def _found(self, index: int) -> Found:
+        evaluation = self.view.state.archive[index]
+        return Found(self.view.texts[index], evaluation.architecture, evaluation)
+
+    def __rich__(self) -> RenderableType:
+        return report.full(self.view)
+
+    def _repr_html_(self) -> str:
+        return report.repr_html(self.view)
+
+    def __repr__(self) -> str:
+        return (
+            f"SearchResult({len(self.state.archive)} evaluated, {len(self.view.front)} on the front, best {self.best})"
+        )
+
+
+def _column(row: Measurement) -> str:
+    device = row.context.device if METRICS[row.metric].per_device else None
+    return row.metric if device is None else f"{row.metric}@{device}"
+
+
+@dataclass
+class Run:
+    """A search that is ready to go: `open_run` makes one. Everything that could be refused has been checked."""
+
+    assembly: Assembly
+    search: Search
+    state: SearchState
+    ledger: Ledger
+    directory: RunDirectory | None
+
+    def finish(self, *, on_step: OnStep | None = None, models: str = "front") -> SearchResult:
+        """Run to the end, and write the run directory's reports and models.
+
+        Args:
+            on_step: Called after each step with state and ledger.
+            models: "front", "best" or "none": which ONNX models to write.
+        """
+        latest = [self.ledger]
+
+        def after_step(state: SearchState, ledger: Ledger) -> None:
+            latest[0] = ledger
+            if self.directory is not None:
+                self.directory.record(state)
+            if on_step is not None:
+                on_step(state, ledger)
+
+        try:
+            state = self.search.run(self.state, ledger=self.ledger, on_step=after_step)
+            rows, ledger = self._report_only(state, latest[0])
+            folder = None if self.directory is None else self.directory.path
+            result = SearchResult(state, ledger, self.assembly.space, self.assembly.config, rows, folder)
+            if self.directory is not None:
+                self._write(self.directory, result, models)
+        finally:
+            self.close()
+        return result
+
+    def close(self) -> None:
+        """Release the run directory."""
+        if self.directory is not None:
+            self.directory.close()
+
+    def _report_only(self, state: SearchState, ledger: Ledger) -> tuple[tuple[Measurement, ...], Ledger]:
+        plan, shown = self.assembly.reported, state.front().architectures
+        if not plan or not shown:
+            return (), ledger
+        rows, _ = Measure(self.search.measure.store, plan)(shown)
+        return tuple(rows), replace(ledger, reported=count(rows, evaluations=0).error_queries)
+
+    def _write(self, directory: RunDirectory, result: SearchResult, models: str) -> None:
+        directory.write_archive(result.state)
+        best = result.best
+        directory.write_front(
+            result.state,
+            result.ledger,
+            recommended=None if best is None else best.architecture,
+            reference=[float(x) for x in result.view.reference],
+            reported=result.reported,
+        )
+        write_report(result)
+        if models != "none" and result.front:
+            which = "best" if models == "best" else "front"
+            export(result, directory.path / MODELS, which=which, force=True)
+
+
+def open_run(
+    given: Mapping[str, Any],
+    *,
+    config: Path | None = None,
+    out: Path | None = None,
+    resume: Path | None = None,
+    directory: bool = True,
+) -> Run:
+    """Check a request, and make or reopen its run directory.
+
+    Args:
+        given: Settings that the user named; they win over those of `config`.
+        config: TOML file with settings.
+        out: Where to make the run directory; None for the default place.
+        resume: A run directory to continue instead.
+        directory: Whether to make one at all; without it everything stays in memory.
+
+    Raises:
+        HwnasError: Anything that is wrong with the request, before anything is written.
+    """
+    from hwnas.config import SearchConfig
+
+    if resume is not None:
+        if out is not None or config is not None:
+            raise InvalidSetting(
+                "--resume continues a run with its own settings and folder; leave out --out and --config"
+            )
+        return _reopen(resume, given)
+    base = SearchConfig.load(config).to_toml() if config is not None else {}
+    asked = SearchConfig.from_toml({**base, **given})
+    assembly = assemble(asked)
+    if not directory:
+        search = assembly.search(MemoryStore())
+        return Run(assembly, search, assembly.start, Ledger(), None)
+    generator = assembly.generator()  # a wrong setting is refused before the directory is made
+    made = RunDirectory.create(
+        out,
+        config=asked.to_toml(),
+        resolved={
+            "objectives": [o.name for o in assembly.objectives],
+            "constraints": {c.name: c.bound for c in assembly.constraints},
+            "command": command(asked),
+        },
+        sources=assembly.sources,
+        notation=assembly.space.format,
+    )
+    try:
+        made.write_archive(assembly.start)
+    except BaseException:
+        made.close()
+        raise
+    search = Search(assembly.space, generator, Measure(made.store, assembly.plan), asked.batch)
+    return Run(assembly, search, assembly.start, Ledger(), made)
+
+
+def _reopen(path: Path, given: Mapping[str, Any]) -> Run:
+    from hwnas.config import SearchConfig
+
+    info = RunDirectory.read(path)
+    try:
+        there = dict(info.config)
+        if given:
+            given = SearchConfig.from_toml({**there, **given}).to_toml()
+    finally:
+        info.close()
+    made = RunDirectory.resume(path, config=given or None)
+    try:
+        # where the tables lie may have changed; which tables they are is checked by their origin below
+        asked = SearchConfig.from_toml(given or made.config)
+        assembly = assemble(asked)
+        _same_sources(made, assembly)
+        made.set_notation(assembly.space.format)
+        search = assembly.search(made.store)
+        state, ledger = search.resume(assembly.start)
+        made.write_archive(state)
+    except BaseException:
+        made.close()
+        raise
+    return Run(assembly, search, state, ledger, made)
+
+
+def _same_sources(directory: RunDirectory, assembly: Assembly) -> None:
+    then = dict(directory.info.get("sources", {}))
+    for column, now in assembly.sources.items():
+        if then.get(column, now) != now:
+            raise RunError(
+                f"{directory.path} took {column} from {then[column]!r}; now it would come from {now!r}. Restore the "
+                "source (--tables, HWNAS_TABLES), or start a new run"
+            )
+
+
+def search(
+    *,
+    device: str | Sequence[str] | None = None,
+    latency_budget: str | float | None = None,
+    objectives: Sequence[str] = ("error", "latency"),
+    budgets: Mapping[str, str | float] | None = None,
+    dataset: str = "cifar10",
+    space: str = "nb201",
+    queries: int = 200,
+    seed: int = 0,
+    generator: str = "agnet",
+    generator_settings: Mapping[str, Any] | None = None,
+    batch: int | None = None,
+    source: str = "auto",
+    tables: str | Path | None = None,
+    out: str | Path | None = None,
+    on_step: OnStep | None = None,
+) -> SearchResult:
+    """Search for the best networks that run on a device within a budget.
+
+    Args:
+        device: Hardware target or targets; `hwnas devices` lists them.
+        latency_budget: Highest latency: 5 (ms), "5ms", "800us".
+        objectives: What to minimise: "error", "latency", "energy", "params", "macs", or full metric names.
+        budgets: Further budgets by the same words: {"energy": "20mJ", "params": "1M"}.
+        dataset: "cifar10", "cifar100" or "ImageNet16-120".
+        space: Search space.
+        queries: Architectures to evaluate.
+        seed: Same seed, same result.
+        generator: Search method.
+        generator_settings: Its settings.
+        batch: Evaluations a step; None leaves it to the generator.
+        source: "auto", "table" or "surrogate".
+        tables: Folder of tables.
+        out: Run directory to write (never overwritten); None keeps everything in memory.
+        on_step: Called after each step with `SearchState` and `Ledger`.
+
+    Returns:
+        Front, archive and best; `best` is None where nothing meets the budgets.
+
+    Raises:
+        HwnasError: See `hwnas.errors`; nothing is written before the request has been checked.
+    """
+    limits = dict(budgets or {})
+    if latency_budget is not None:
+        if "latency" in limits:
+            raise InvalidSetting("the latency budget is given twice: as latency_budget and in budgets")
+        limits["latency"] = latency_budget
+    given = {
+        "devices": device or (),
+        "objectives": objectives,
+        "budgets": limits,
+        "dataset": dataset,
+        "space": space,
+        "queries": queries,
+        "seed": seed,
+        "generator": generator,
+        "generator_settings": dict(generator_settings or {}),
+        "batch": batch,
+        "source": source,
+        "tables": None if tables is None else str(tables),
+    }
+    run = open_run(given, out=None if out is None else Path(out), directory=out is not None)
+    return run.finish(on_step=on_step, models="front")
+
+
+def load(run: str | Path) -> SearchResult:
+    """A run directory as a result: of a finished search, or of one that is running or was stopped.
+
+    Raises:
+        RunError: No run in it, or a damaged one.
+    """
+    from hwnas.config import SearchConfig
+
+    with RunDirectory.read(run) as directory:
+        config = SearchConfig.from_toml(directory.config)
+        space = registry.space(config.space)
+        saved = directory.store.last_step()
+        rows = directory.store.rows()
+        resolved = directory.info.get("resolved", {})
+        try:
+            objectives = tuple(_objective(name) for name in resolved["objectives"])
+            constraints = tuple(_constraint(name, bound) for name, bound in resolved.get("constraints", {}).items())
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunCorrupt(
+                f"{directory.path}/run.toml is damaged: [resolved] does not name objectives ({error})"
+            ) from error
+    start = SearchState(config.space, objectives, constraints, config.queries, config.seed)
+    if saved is None:
+        return SearchResult(start, Ledger(), space, config, (), Path(run))
+    searched = [(o.metric, o.device) for o in objectives] + [(c.metric, c.device) for c in constraints]
+    wanted = list(dict.fromkeys([*searched, *_measured_for_all(rows, saved[1], searched)]))
+    state = replay(start, saved[1], rows, wanted)
+    front = set(state.front().architectures)
+    told = {(metric, device) for metric, device in wanted}
+    reported = tuple(row for row in rows if row.architecture in front and (row.metric, row.context.device) not in told)
+    ledger = replace(saved[3], reported=len(reported))
+    return SearchResult(state, ledger, space, config, reported, Path(run))
+
+
+def _measured_for_all(
+    rows: Sequence[Measurement], steps: Sequence[Sequence[str]], known: Sequence[Wanted]
+) -> list[Wanted]:
+    """Metrics beside the objectives that every evaluated architecture has, such as its parameters."""
+    evaluated = {key for keys in steps for key in keys}
+    having: dict[Wanted, set[str]] = {}
+    for row in rows:
+        having.setdefault((row.metric, row.context.device), set()).add(row.architecture.key)
+    return [pair for pair, keys in having.items() if pair not in known and evaluated <= keys and pair in _COUNTED]
+
+
+def _objective(name: str) -> Objective:
+    metric, _, device = name.partition("@")
+    return Objective(metric, device or None, METRICS[metric].goal)
+
+
+def _constraint(name: str, bound: float) -> Constraint:
+    metric, _, device = name.partition("@")
+    return Constraint(metric, float(bound), device or None, METRICS[metric].goal)
+
+
+def write_report(result: SearchResult) -> list[Path]:
+    """Write report.html and the figures into the result's run directory.
+
+    Raises:
+        RunError: The result has no directory, or it cannot be written.
+    """
+    if result.folder is None:
+        raise UsageError("this result has no run directory; search with out=...")
+    try:
+        return report.write_report(result.view, result.folder)
+    except OSError as error:
+        raise RunError(
+            f"the report cannot be written to {result.folder}: {error}. The search itself is kept"
+        ) from error
+
+
+def export(
+    result: SearchResult,
+    out: str | Path,
+    *,
+    which: str = "front",
+    architectures: Sequence[str] | None = None,
+    verbatim: bool = False,
+    force: bool = False,
+) -> Mapping[str, Any]:
+    """Write architectures as checked ONNX models with metadata, a manifest and a model card.
+
+    Args:
+        result: A search's result.
+        out: Folder to write.
+        which: "front" or "best".
+        architectures: Keys or public notations to export instead; they need not be in the archive.
+        verbatim: Keep edges that do not reach the output.
+        force: Write into a folder that holds something.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ExportFailed: There is nothing to export, or a model could not be written.
+        RunExists: The folder holds something.
+    """
+    from hwnas.errors import ExportFailed
+    from hwnas.export import export_models
+
+    archive = {e.architecture: e for e in result.view.state.archive}
+    best = result.view.recommended
+    recommended = None if best is None else result.view.state.architectures[best]
+    if architectures:
+        asked = [result.space.parse(text) for text in architectures]
+    elif which == "best":
+        asked = [] if recommended is None else [recommended]
+    else:
+        asked = list(result.state.front().architectures)
+    if not asked:
+        raise ExportFailed("the run has no feasible architecture to export; name one with --arch")
+    outcome = export_models(
+        result.space,
+        result.config.dataset,
+        [archive.get(a, Evaluation(a, ())) for a in asked],
+        Path(out),
+        objectives=result.state.objectives,
+        recommended=asked.index(recommended) if recommended in asked else None,
+        verbatim=verbatim,
+        force=force,
+        run={"seed": result.config.seed, "command": command(result.config)},
+    )
+    outcome.raise_for_failures()
+    return outcome.manifest
+
+
+def command(config: SearchConfig) -> str:
+    """The command line that makes a search again."""
+    from hwnas.config import SearchConfig
+
+    words = ["hwnas", "search"]
+    plain = SearchConfig()
+    if config.devices:
+        words += ["--device", ",".join(config.devices)]
+    for word, value in config.budgets.items():
+        words += [f"--{word}-budget", f"{value:g}" if isinstance(value, float) else str(value)]
+    if config.objectives != plain.objectives:
+        words += ["--objectives", ",".join(config.objectives)]
+    for name in ("space", "dataset", "generator", "source", "tables", "batch"):
+        if getattr(config, name) != getattr(plain, name):
+            words += [f"--{name}", str(getattr(config, name))]
+    words += ["--queries", str(config.queries), "--seed", str(config.seed)]
+    for key, value in config.generator_settings.items():
+        words += ["--set", f"{key}={value}"]
+    return shlex.join(words)

@@ -1,0 +1,98 @@
+"""What a user sees while a search runs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from hwnas.core import pareto, picking
+from hwnas.core.ledger import Ledger
+from hwnas.core.metrics import show
+from hwnas.core.state import SearchState
+from hwnas.report import primary_objective
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.console import Console
+
+_PLAIN_EVERY_S = 10.0
+
+
+class Progress:
+    """A live bar on a terminal; elsewhere a line now and then, so that log files stay readable.
+
+    Args:
+        console: Where to write.
+        shown: Whether to write at all.
+    """
+
+    def __init__(self, console: Console, *, shown: bool) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self.folder: Path | None = None
+        self._console, self._shown = console, shown
+        self._live = shown and console.is_terminal
+        self._bar = Bar(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[told]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("search", total=None, told="")
+        self._reference: np.ndarray | None = None
+        self._said = time.monotonic()
+
+    def start(self, state: SearchState, folder: Path | None) -> None:
+        """The search begins (or continues) with this state."""
+        self.folder = folder
+        self._bar.update(self._task, total=state.queries, completed=len(state.archive))
+        if self._shown and folder is not None:
+            self._console.print(f"run directory {folder}", highlight=False)
+        if self._live:
+            self._bar.start()
+
+    def step(self, state: SearchState, ledger: Ledger) -> None:
+        """One step is done."""
+        if not self._shown:
+            return
+        told = self._told(state)
+        self._bar.update(self._task, completed=len(state.archive), told=told)
+        finished = state.remaining == 0
+        if not self._live and (finished or time.monotonic() - self._said >= _PLAIN_EVERY_S):
+            self._said = time.monotonic()
+            self._console.print(
+                f"{len(state.archive)}/{state.queries} evaluations  {told}  {ledger.cpu_s:.0f} CPU s", highlight=False
+            )
+
+    def stop(self) -> None:
+        """Leave the terminal as it was."""
+        self._bar.stop()
+
+    def _told(self, state: SearchState) -> str:
+        objective = primary_objective(state)
+        best = picking.best_under_budget(state.losses, state.violations, objective)
+        if best is None:
+            words = "nothing feasible yet"
+        else:
+            wanted = state.objectives[objective]
+            words = "best " + show(wanted.metric, wanted.value(float(state.losses[best, objective])))
+        if len(state.objectives) > 1:
+            if self._reference is None:
+                self._reference = pareto.reference_point(state.losses)  # fixed by the first step: later ones compare
+            feasible = state.losses[state.violations == 0]
+            words += f"  hypervolume {pareto.hypervolume(feasible, self._reference):.4g}"
+        return f"{words}  front {len(state.front_indices)}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
