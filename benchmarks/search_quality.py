@@ -1,0 +1,276 @@
+"""Search quality per evaluation, on the real tables: our generators and the peers in one run.
+
+    HWNAS_TABLES=DIR python benchmarks/search_quality.py --out results            # all tasks, 5 seeds
+    HWNAS_TABLES=DIR python benchmarks/search_quality.py --out results --quick    # a few minutes
+    HWNAS_TABLES=DIR python benchmarks/search_quality.py --out results --protocol budget
+    HWNAS_TABLES=DIR python benchmarks/search_quality.py --out results --report docs/benchmarks
+
+Each search is one file in the results folder, written when it ends; finished ones are skipped, so a stopped run goes
+on where it was. All files together are also written as results.parquet. Settings of our methods were chosen on CIFAR-10
+tasks only; the other two data sets are for reporting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two threads are far slower under load
+
+import numpy as np
+from quality_tasks import Task, all_tasks, load_task
+
+import hwnas
+from hwnas import registry
+from hwnas.core.architecture import Architecture
+from hwnas.core.ledger import Ledger
+from hwnas.core.objective import Constraint, Objective
+from hwnas.core.state import SearchState
+from hwnas.evaluators.table import TableEvaluator
+from hwnas.loop import Search
+from hwnas.measure import Measure
+from hwnas.spaces.nb201 import NasBench201
+from hwnas.stores.memory import MemoryStore
+from hwnas.tables.folder import Tables
+
+OURS = ("random", "evolution", "eda", "nsga2", "agnet-paper", "agnet")
+PEERS = ("optuna-tpe", "optuna-nsga2")
+POINTS = (50, 100, 200)
+QUICK = ("cifar10/edgegpu", "cifar100/raspi4", "ImageNet16-120/fpga")
+
+# latency limits in ms on ImageNet16-120; original AG-Net: best feasible test accuracy after 192 queries, its own code
+# on the same tables, mean of two seeds
+BUDGETS = {"edgegpu": 5.0, "raspi4": 3.095, "fpga": 0.7515, "pixel3": 1.521, "eyeriss": 0.976}
+ORIGINAL = {"edgegpu": 44.22, "raspi4": 38.70, "fpga": 38.17, "pixel3": 39.53, "eyeriss": 43.43}
+BUDGET_QUERIES = 192
+
+
+class Bench:
+    """Tables and space, loaded once."""
+
+    def __init__(self, folder: str | None) -> None:
+        found = Tables.find(folder)
+        if found is None:
+            raise SystemExit("the benchmark tables are missing: set HWNAS_TABLES to a folder of Parquet files")
+        self.tables = found
+        self.space = NasBench201()
+        self.row = {name: i for i, name in enumerate(found.names)}
+        self._tasks: dict[str, Task] = {}
+
+    def task(self, name: str) -> Task:
+        if name not in self._tasks:
+            self._tasks[name] = load_task(self.tables, name)
+        return self._tasks[name]
+
+    def rows(self, architectures: Sequence[Architecture]) -> list[int]:
+        return [self.row[self.space.format(a)] for a in architectures]
+
+
+def search_ours(
+    bench: Bench, task: Task, name: str, seed: int, queries: int, limit: float | None
+) -> tuple[list[int], dict[str, Any]]:
+    """One search through hwnas's own loop; the rows of the table in the order in which they were paid for."""
+    metric = "val_error_pct" if task.dataset == "cifar10" else "test_error_pct"
+    objectives = (Objective(metric), Objective("latency_ms", task.device))
+    budgets = () if limit is None else (Constraint("latency_ms", limit, task.device),)
+    evaluator = TableEvaluator(bench.tables, bench.space, task.dataset)
+    plan = tuple(((o.metric, o.device), evaluator) for o in objectives)
+    generator = registry.generator(name, bench.space)
+    told: list[Ledger] = []
+    correlations: list[list[float]] = []
+
+    def watch(state: SearchState, ledger: Ledger) -> None:
+        told.append(ledger)
+        if getattr(generator, "last_candidates", None):
+            correlations.append(rank_correlations(bench, task, generator.last_candidates))
+
+    search = Search(bench.space, generator, Measure(MemoryStore(), plan))
+    state = search.run(SearchState(bench.space.name, objectives, budgets, queries, seed), on_step=watch)
+    return bench.rows(state.architectures), {"ledger": told[-1].to_json(), "rank_correlations": correlations}
+
+
+def rank_correlations(bench: Bench, task: Task, candidates: tuple[Sequence[Architecture], Any]) -> list[float]:
+    """Spearman correlation of a generator's predictions with the truth over its last pool: error, then latency.
+
+    The search never sees this: it is computed here, after the fact.
+    """
+    from scipy.stats import spearmanr
+
+    architectures, predicted = candidates
+    truth = np.stack([task.error, task.latency], axis=1)[bench.rows(architectures)]
+    known = ~np.isnan(truth).any(axis=1)
+    guess = np.asarray(predicted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a constant prediction has no correlation: nan
+        return [float(spearmanr(guess[known, j], truth[known, j]).statistic) for j in range(2)]
+
+
+def search_optuna(
+    bench: Bench, task: Task, name: str, seed: int, queries: int, limit: float | None
+) -> tuple[list[int], dict[str, Any]]:
+    """Optuna on the same code of six 5-way choices; repeats of an architecture are answered for free."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", module="optuna")
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    constraints = None
+    if limit is not None:
+
+        def constraints(trial: optuna.trial.FrozenTrial) -> Sequence[float]:
+            return (trial.user_attrs.get("excess", 1e9),)
+
+    if name == "optuna-tpe":
+        sampler: Any = optuna.samplers.TPESampler(multivariate=True, seed=seed, constraints_func=constraints)
+    else:
+        sampler = optuna.samplers.NSGAIISampler(population_size=20, seed=seed, constraints_func=constraints)
+    study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
+    paid: dict[int, None] = {}
+    asked = 0
+    while len(paid) < queries and asked < 20 * queries:
+        trial = study.ask()
+        asked += 1
+        code = tuple(trial.suggest_categorical(f"edge{i}", list(range(5))) for i in range(6))
+        row = bench.row[bench.space.format(Architecture("nb201", code))]
+        paid[row] = None
+        values = [float(task.error[row]), float(task.latency[row])]
+        if np.isnan(values).any():
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            continue
+        if limit is not None:
+            trial.set_user_attr("excess", values[1] - limit)
+        study.tell(trial, values)
+    return list(paid), {"asked": asked}
+
+
+def run_one(bench: Bench, protocol: str, name: str, method: str, seed: int, queries: int) -> dict[str, Any]:
+    """One search with its figures as plain values."""
+    task = bench.task(name)
+    limit = BUDGETS[task.device] if protocol == "budget" else None
+    searcher: Callable[..., tuple[list[int], dict[str, Any]]]
+    searcher = search_optuna if method in PEERS else search_ours
+    start = time.process_time()
+    rows, more = searcher(bench, task, method, seed, queries, limit)
+    cpu = time.process_time() - start
+    record: dict[str, Any] = {
+        "protocol": protocol,
+        "task": name,
+        "method": method,
+        "seed": seed,
+        "queries": len(rows),
+        "cpu_s": cpu,
+        "gaps": [float(x) for x in task.gaps(rows)],
+        "rows": [int(x) for x in rows],
+        "versions": versions(),
+        **more,
+    }
+    for n in POINTS:
+        if n <= len(rows):
+            record |= {
+                f"gap_{n}": task.gap(rows[:n]),
+                f"recall_{n}": task.recall(rows[:n]),
+                f"regret_{n}": task.regret(rows[:n]),
+            }
+    if limit is not None:
+        record["limit"] = limit
+        record["best_accuracy"] = 100.0 - task.best_below(rows, limit)
+        record["optimum"] = 100.0 - task.best_below(range(len(task.error)), limit)
+    return record
+
+
+def versions() -> dict[str, str]:
+    found = {"hwnas": hwnas.__version__}
+    for name in ("numpy", "torch", "pymoo", "moocore", "optuna"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """All finished searches of a results folder."""
+    return [json.loads(path.read_text()) for path in sorted((folder / "searches").glob("*.json"))]
+
+
+def write_parquet(folder: Path) -> Path:
+    """results.parquet: one row a search, in the results folder."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    records = read(folder)
+    nested = ("ledger", "versions", "rank_correlations")
+    flat = [{k: json.dumps(v) if k in nested else v for k, v in record.items()} for record in records]
+    keys = list(dict.fromkeys(key for record in flat for key in record))
+    table = pa.table({key: [record.get(key) for record in flat] for key in keys})
+    pq.write_table(table, folder / "results.parquet", compression="zstd")
+    return folder / "results.parquet"
+
+
+def plan(options: argparse.Namespace) -> Iterator[tuple[str, str, int, int]]:
+    """(task, method, seed, queries) of every search that was asked for; tasks innermost, so that early results cover
+    all of them."""
+    tasks = [f"ImageNet16-120/{device}" for device in BUDGETS] if options.protocol == "budget" else all_tasks()
+    if options.quick:
+        tasks = [task for task in tasks if task in QUICK] or tasks[:1]
+    if options.tasks:
+        tasks = options.tasks.split(",")
+    seeds = parse_seeds("0-1" if options.quick and not options.seeds else options.seeds or "0-4")
+    queries = BUDGET_QUERIES if options.protocol == "budget" else options.queries
+    for seed in seeds:
+        for method in options.generators.split(","):
+            for task in tasks:
+                yield task, method, seed, queries
+
+
+def parse_seeds(text: str) -> list[int]:
+    """ "0-4,7" as [0, 1, 2, 3, 4, 7]."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        low, dash, high = part.partition("-")
+        seeds += range(int(low), int(high) + 1) if dash else [int(low)]
+    return seeds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="results folder")
+    parser.add_argument("--protocol", choices=("front", "budget"), default="front")
+    parser.add_argument("--tables", help="folder of Parquet tables; default HWNAS_TABLES")
+    parser.add_argument("--tasks", help="e.g. cifar10/edgegpu,cifar100/fpga; default all")
+    parser.add_argument("--seeds", help="e.g. 0-4; default 0-4")
+    parser.add_argument("--generators", default=",".join((*OURS, *PEERS)), help="by commas; peers: " + ", ".join(PEERS))
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--quick", action="store_true", help="three tasks, two seeds")
+    parser.add_argument("--report", type=Path, help="write tables and plots of the stored results there, run nothing")
+    options = parser.parse_args()
+    if options.report is not None:
+        from quality_report import write_report
+
+        write_report(read(options.out), options.report, Bench(options.tables))
+        return
+    bench = Bench(options.tables)
+    (options.out / "searches").mkdir(parents=True, exist_ok=True)
+    for task, method, seed, queries in plan(options):
+        name = f"{options.protocol}-{task}-{method}-{seed}-{queries}".replace("/", "_").replace(":", "_")
+        path = options.out / "searches" / f"{name}.json"
+        if path.exists():
+            continue
+        record = run_one(bench, options.protocol, task, method, seed, queries)
+        path.with_suffix(".part").write_text(json.dumps(record))
+        path.with_suffix(".part").rename(path)
+        shown = "  ".join(f"{record[f'gap_{n}']:.3f}" for n in POINTS if f"gap_{n}" in record)
+        best = f"  accuracy {record['best_accuracy']:.2f}" if "best_accuracy" in record else ""
+        print(f"{method:14} {task:24} seed {seed}  gap {shown}{best}  {record['cpu_s']:.1f} CPU s", flush=True)
+    print(write_parquet(options.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""The main job from the outside: Python interface and command line, on the embedded default."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+
+import hwnas
+from hwnas import api, registry
+from hwnas.cli import app, main
+from hwnas.errors import (
+    InvalidBudget,
+    InvalidSetting,
+    RunExists,
+    RunIncompatible,
+    TablesNotFound,
+    UnknownName,
+)
+
+FAST: dict[str, Any] = {"generator": "evolution", "queries": 60, "source": "surrogate"}
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No table of the machine that runs the tests may be found by chance, and runs/ lies in the test's own folder."""
+    monkeypatch.delenv("HWNAS_TABLES", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+
+
+def cli(*words: str) -> int:
+    """The exit code of a command."""
+    with pytest.raises(SystemExit) as done:
+        main(list(words))
+    return int(done.value.code or 0)
+
+
+def test_search_keeps_the_budget_and_the_count() -> None:
+    result = hwnas.search(device="edgegpu", latency_budget=5, **FAST)
+    assert result.best is not None
+    assert result.best["latency_ms@edgegpu"] <= 5
+    assert len(result.archive) == 60 == result.ledger.evaluations == result.ledger.error_queries
+    assert len({found.arch for found in result.archive}) == 60
+    assert all(found["latency_ms"] <= 5 for found in result.front)
+    best = min(f["val_error_pct"] for f in result.archive if f["latency_ms"] <= 5)
+    assert result.best["val_error_pct"] == best
+    assert set(result.best.sources.values()) == {"surrogate", "measured"}
+
+
+def test_same_seed_same_result_other_seed_other_result() -> None:
+    one, two, three = (hwnas.search(device="fpga", seed=seed, **FAST) for seed in (1, 1, 2))
+    assert [f.architecture for f in one.archive] == [f.architecture for f in two.archive]
+    assert [f.architecture for f in one.archive] != [f.architecture for f in three.archive]
+
+
+def test_result_in_notebook_and_pandas() -> None:
+    result = hwnas.search(device="pixel3", latency_budget="10ms", **FAST)
+    assert "<img" in result._repr_html_()
+    frame = result.to_pandas()
+    assert len(frame) == 60
+    assert frame["recommended"].sum() == 1
+    assert frame.loc[frame["front"], "feasible"].all()
+
+
+def test_budgets_and_objectives_beside_latency() -> None:
+    result = hwnas.search(
+        device="eyeriss", objectives=("error", "latency", "energy", "macs"), budgets={"params": "500k"}, **FAST
+    )
+    assert result.state.losses.shape == (60, 4)
+    assert all(found["params_m"] <= 0.5 for found in result.front)
+
+
+def test_without_device_only_counted_objectives() -> None:
+    result = hwnas.search(objectives=("error", "params"), **FAST)
+    assert result.state.objectives[1].metric == "params_m"
+    with pytest.raises(InvalidSetting, match="device"):
+        hwnas.search(objectives=("error", "latency"), **FAST)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "told"),
+    [
+        ({"device": "edgpu"}, UnknownName, "edgegpu"),
+        ({"space": "nb202"}, UnknownName, "nb201"),
+        ({"dataset": "cifar"}, UnknownName, "cifar10"),
+        ({"generator": "agent"}, UnknownName, "agnet"),
+        ({"objectives": ("eror", "latency")}, UnknownName, "error"),
+        ({"latency_budget": "5kg"}, InvalidBudget, "kg"),
+        ({"latency_budget": -1}, InvalidBudget, "above 0"),
+        ({"budgets": {"params": "1"}}, InvalidBudget, "has none"),
+        ({"source": "table"}, TablesNotFound, "HWNAS_TABLES"),
+        ({"tables": "nowhere", "source": "auto"}, TablesNotFound, "nowhere"),
+        ({"generator_settings": {"popsize": 3}}, InvalidSetting, "population"),
+        ({"device": "cpu"}, TablesNotFound, "cpu"),
+        ({"queries": 0}, InvalidSetting, "queries"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(
+    change: dict[str, Any], error: type[Exception], told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=told):
+        hwnas.search(**{"device": "edgegpu", **FAST, "out": tmp_path / "run", **change})
+    assert not (tmp_path / "run").exists()
+
+
+def test_registry_knows_what_it_names() -> None:
+    space = registry.space("nb201")
+    for name in registry.generators():
+        assert registry.generator(name, space).name
+    with pytest.raises(UnknownName):
+        registry.generator("pymoo:nsga17", space)
+
+
+def test_run_directory_holds_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    words = ["search", "-d", "edgegpu", "--latency-budget", "5ms", "-g", "evolution", "-n", "60", "--out", str(out)]
+    assert cli(*words) == 0
+    told = capsys.readouterr().out
+    assert "★" in told
+    rows = list(csv.DictReader((out / "archive.csv").open()))
+    assert [row["order"] for row in rows] == [str(i) for i in range(1, 61)]
+    assert {row["source"] for row in rows} == {"surrogate+measured"}
+    front = json.loads((out / "front.json").read_text())
+    assert front["ledger"]["evaluations"] == 60
+    recommended = [row for row in csv.DictReader((out / "front.csv").open()) if row["recommended"]]
+    assert [row["key"] for row in recommended] == [front["recommended"]]
+    for name in ("run.toml", "hwnas.sqlite", "report.html", "front.png", "front.pdf", "models/manifest.json"):
+        assert (out / name).stat().st_size > 100, name
+    models = list((out / "models").glob("*.onnx"))
+    assert len(models) == len(front["front"])
+    session = onnxruntime.InferenceSession(models[0], providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == [1, 3, 32, 32]
+
+    # a finished run: shown again, exported again, never overwritten
+    assert cli("report", str(out), "--json") == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["recommended"]["key"] == front["recommended"]
+    assert cli("export", str(out), "--best", "--out", str(tmp_path / "best")) == 0
+    assert len(list((tmp_path / "best").glob("*.onnx"))) == 1
+    before = (out / "archive.csv").read_bytes()
+    assert cli(*words) == RunExists.exit_code
+    assert (out / "archive.csv").read_bytes() == before
+
+
+def test_load_equals_what_search_returned(tmp_path: Path) -> None:
+    result = hwnas.search(device="raspi4", latency_budget=20, out=tmp_path / "run", **FAST)
+    again = hwnas.load(tmp_path / "run")
+    assert again.to_json()["front"] == result.to_json()["front"]
+    assert [f.values for f in again.archive] == [f.values for f in result.archive]
+    assert again.ledger == result.ledger
+
+
+def test_nothing_feasible_ends_normally_with_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    words = ["search", "-d", "edgegpu", "--latency-budget", "1us", "-g", "random", "-n", "20", "--out", str(out)]
+    assert cli(*words) == api_nothing_feasible()
+    front = json.loads((out / "front.json").read_text())
+    assert front["front"] == []
+    assert front["nearest"]["key"].startswith("nb201:")
+    assert "≈" in capsys.readouterr().out
+
+
+def api_nothing_feasible() -> int:
+    from hwnas.cli import NOTHING_FEASIBLE
+
+    return NOTHING_FEASIBLE
+
+
+def test_json_is_all_there_is_on_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["search", "-d", "fpga", "-g", "random", "-n", "20", "--out", str(tmp_path / "run"), "--json"]
+    assert cli(*words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["folder"] == str(tmp_path / "run")
+
+
+def test_resume_refuses_other_settings(tmp_path: Path) -> None:
+    hwnas.search(device="fpga", out=tmp_path / "run", **FAST)
+    with pytest.raises(RunIncompatible, match="seed"):
+        api.open_run({"seed": 7}, resume=tmp_path / "run")
+    with pytest.raises(InvalidSetting, match="--resume"):
+        api.open_run({}, resume=tmp_path / "run", out=tmp_path / "other")
+
+
+@pytest.mark.parametrize("generator", ["evolution", "nsga2", "agnet"])
+def test_killed_and_resumed_equals_uninterrupted(generator: str, tmp_path: Path) -> None:
+    queries = 48
+    words = ["search", "-d", "edgegpu", "--latency-budget", "5", "-g", generator, "-n", str(queries), "--models", "none"]
+    run = [sys.executable, "-m", "hwnas", *words]
+    subprocess.run([*run, "--out", "whole"], check=True, capture_output=True, cwd=tmp_path)
+    for cut in (1, 2):
+        # kill -9 as soon as a few evaluations are on disk; a fast search may already be over, which resumes as well
+        child = subprocess.Popen([*run, "--out", f"cut{cut}"], cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=-3)
+        archive = tmp_path / f"cut{cut}" / "archive.csv"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and child.poll() is None:
+            if archive.exists() and archive.read_bytes().count(b"\n") > 8 * cut:
+                break
+            time.sleep(0.002)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        resumed = [sys.executable, "-m", "hwnas", "search", "--resume", f"cut{cut}", "--models", "none"]
+        subprocess.run(resumed, check=True, capture_output=True, cwd=tmp_path)
+        assert archive.read_bytes() == (tmp_path / "whole" / "archive.csv").read_bytes()
+        ledgers = [json.loads((tmp_path / d / "front.json").read_text())["ledger"] for d in ("whole", f"cut{cut}")]
+        for ledger in ledgers:
+            del ledger["cpu_s"], ledger["wall_s"]
+        assert ledgers[0] == ledgers[1]
+
+
+def test_interrupt_stops_cleanly_and_resumes(tmp_path: Path) -> None:
+    words = ["search", "-d", "fpga", "-g", "random", "-n", "3000", "--batch", "1", "--out", "run", "--models", "none"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "hwnas", *words], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    archive = tmp_path / "run" / "archive.csv"
+    while child.poll() is None and not (archive.exists() and archive.read_bytes().count(b"\n") > 5):
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    _, told = child.communicate(timeout=60)
+    assert child.returncode == 130, told
+    assert "--resume run" in told
+    assert len(hwnas.load(tmp_path / "run").archive) >= 5
+
+
+def test_every_command_has_help_and_is_in_the_readme() -> None:
+    import typer
+
+    readme = (Path(api.__file__).resolve().parent.parent / "README.md").read_text()
+    group = typer.main.get_command(app)
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        assert command.help, name
+        assert f"hwnas {name}" in readme, name
+
+
+def test_table_source_and_its_optimum(tables_dir: Path) -> None:
+    os.environ.pop("HWNAS_TABLES", None)
+    result = hwnas.search(
+        device="edgegpu", latency_budget=5, dataset="ImageNet16-120", tables=tables_dir, generator="evolution", queries=60
+    )
+    assert result.best is not None
+    assert result.best.sources["test_error_pct"] == "table"
+    # no cell within 5 ms is better than 46.05 % (computed from HW-NAS-Bench and NAS-Bench-201)
+    assert result.best["test_error_pct"] >= 100 - 46.06
