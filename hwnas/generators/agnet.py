@@ -1,0 +1,352 @@
+"""The default method: AG-Net's generator with a surrogate that sees what it describes.
+
+Lukasik, Jung, Keuper, "Learning Where To Look - Generative NAS is Surprisingly Efficient", ECCV 2022 (arXiv
+2203.08734) sample graphs from a decoder that is retrained on everything measured, weighted by rank, and query those
+that a surrogate likes. Here the decoder's samples depend on each other, the surrogate (a Gaussian process for each
+loss) is trained on the sampled architectures themselves, and what to measure next is decided by expected
+hypervolume improvement within the budgets. See docs/methods/agnet.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_ndtr
+
+from hwnas.core import target
+from hwnas.core.architecture import Architecture
+from hwnas.core.ledger import Ledger
+from hwnas.core.objective import Constraint, Objective
+from hwnas.core.protocols import SearchSpace
+from hwnas.core.state import SearchState
+from hwnas.generators.graph_sampler import GraphSampler
+from hwnas.generators.improvement import chance_below, expected_excess, expected_hypervolume_improvement
+from hwnas.predictors.gp import GaussianProcess, Posterior
+from hwnas.predictors.structure import BLOCKS, BlockEncoder
+from hwnas.spaces.codes import sample_unseen
+
+Floats = NDArray[np.float64]
+
+_FEWEST = 4  # successful evaluations before anything is predicted
+_EARLY = 8  # steps in which hyper-parameters are fitted every time
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of `AgNet`.
+
+    Attributes:
+        initial: Uniform evaluations before the first prediction.
+        batch: Evaluations in each later step.
+        surrogate: Whether a surrogate chooses; without it the generator's own samples are evaluated as they come.
+        generator: Whether the pool has samples of the decoder; without it their share is drawn uniformly.
+        acquisition: "ehvi" looks for improvement in expectation, "mean" believes the surrogate's means.
+        generated: Decoder samples in the pool.
+        uniform: Uniform samples in the pool.
+        neighbours: At most so many one-step neighbours of the front in the pool.
+        reference: Quantile of the predictions for uniform samples that gives the reference point.
+        exploit: With budgets: share of a batch that is chosen for the first objective alone.
+        blocks: Blocks of the encoding with a kernel each: "code", "live", "shape".
+        refit: Steps between fits of the surrogate's hyper-parameters (every step at first).
+        iterations: L-BFGS steps of a fit.
+        ranking: Weight of the surrogate's ranking loss.
+        tune_every: Steps between retrainings of the decoder.
+        tune_steps: Batches of a retraining.
+        learning_rate: Of the decoder.
+        floor: Share of uniform architectures in the decoder's batches.
+        pretrain_steps: Batches of unlabelled architectures before the search, where edges are free.
+    """
+
+    initial: int = 16
+    batch: int = 4
+    surrogate: bool = True
+    generator: bool = True
+    acquisition: Literal["ehvi", "mean"] = "ehvi"
+    generated: int = 500
+    uniform: int = 500
+    neighbours: int = 800
+    reference: float = 0.5
+    exploit: float = 0.5
+    blocks: tuple[str, ...] = ("code", "shape")
+    refit: int = 3
+    iterations: int = 8
+    ranking: float = 0.0
+    tune_every: int = 2
+    tune_steps: int = 10
+    learning_rate: float = 1e-3
+    floor: float = 0.2
+    pretrain_steps: int = 150
+
+    def __post_init__(self) -> None:
+        least = {"initial": 2, "batch": 1, "generated": 1, "uniform": 1, "refit": 1, "iterations": 1, "tune_every": 1}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise ValueError(f"{name} is at least {smallest}, got {getattr(self, name)}")
+        for name in ("neighbours", "tune_steps", "pretrain_steps", "ranking"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is not negative, got {getattr(self, name)}")
+        for name in ("reference", "exploit", "floor"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is in 0..1, got {getattr(self, name)}")
+        if self.acquisition not in ("ehvi", "mean"):
+            raise ValueError(f"acquisition is 'ehvi' or 'mean', got {self.acquisition!r}")
+        if not self.blocks or any(block not in BLOCKS for block in self.blocks):
+            raise ValueError(f"blocks are some of {BLOCKS}, got {self.blocks}")
+
+
+class AgNet:
+    """Decoder, surrogate and acquisition; see the module.
+
+    Args:
+        space: Where to search.
+        settings: How.
+    """
+
+    name = "agnet"
+
+    def __init__(self, space: SearchSpace, settings: Settings | None = None) -> None:
+        self.space = space
+        self.settings = settings or Settings()
+        self.drawn = Ledger()
+        self._surrogate = GaussianProcess(
+            BlockEncoder(space),
+            blocks=self.settings.blocks,
+            iterations=self.settings.iterations,
+            ranking=self.settings.ranking,
+        )
+
+    @cached_property
+    def _sampler(self) -> GraphSampler:
+        return GraphSampler(self.space, learning_rate=self.settings.learning_rate)
+
+    def pretrain(self, space: SearchSpace, *, budget: float, rng: np.random.Generator) -> Ledger:
+        """Show the decoder uniform architectures, where it does not start as a uniform distribution. No labels."""
+        del space, budget
+        if self.settings.generator and not self._sampler.fixed:
+            self._sampler.tune([], np.zeros(0), self.settings.pretrain_steps, uniform=1.0, rng=rng)
+        return Ledger()
+
+    def batch_size(self, state: SearchState) -> int:
+        return max(self.settings.batch, self.settings.initial - len(state.archive))
+
+    def propose(self, state: SearchState, n: int, *, rng: np.random.Generator) -> Sequence[Architecture]:
+        """The best of a pool of decoder samples, neighbours of the front and uniform samples."""
+        if not self._ready(state):
+            chosen = sample_unseen(self.space, n, state.seen, rng=rng)
+            self.drawn = Ledger(generated=len(chosen))
+            return chosen
+        uniform, others = self._pool(state, rng)
+        if not self.settings.surrogate:
+            return [*others, *uniform][:n]
+        pool = [*uniform, *others]
+        if len(pool) <= n:
+            return pool
+        goal = _Goal.of(state)
+        self._surrogate.condition(state.architectures, goal.losses)
+        chooser = _Chooser(self.settings, goal, self._surrogate.posterior(pool), len(uniform))
+        return [pool[i] for i in chooser.choose(n)]
+
+    def update(self, state: SearchState, *, rng: np.random.Generator) -> None:
+        """Refit the surrogate and retrain the decoder, each as often as the settings say."""
+        if not self._ready(state):
+            return
+        asked = self.settings
+        if asked.surrogate and (state.step <= _EARLY or state.step % asked.refit == 0):
+            self._surrogate.fit(state.architectures, _Goal.of(state).losses, rng=rng)
+        if asked.generator and state.step % asked.tune_every == 0:
+            self._sampler.tune(
+                state.architectures, target.weights(state), asked.tune_steps, uniform=asked.floor, rng=rng
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        sampler = self._sampler.state_dict() if self.settings.generator else None
+        return {"surrogate": self._surrogate.hyper_parameters(), "sampler": sampler}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        self._surrogate.set_hyper_parameters(saved["surrogate"])
+        if saved["sampler"] is not None:
+            self._sampler.load_state_dict(saved["sampler"])
+
+    def _ready(self, state: SearchState) -> bool:
+        """Whether there is enough to learn from."""
+        if len(state.archive) < self.settings.initial:
+            return False
+        return bool(np.isfinite(_Goal.of(state).losses).all(axis=1).sum() >= _FEWEST)
+
+    def _pool(self, state: SearchState, rng: np.random.Generator) -> tuple[list[Architecture], list[Architecture]]:
+        """Unseen and distinct: uniform ones, then samples of the decoder and neighbours of the front."""
+        asked = self.settings
+        extra = 0 if asked.generator else asked.generated
+        uniform = dict.fromkeys(sample_unseen(self.space, asked.uniform + extra, state.seen, rng=rng))
+        generated, invalid = self._sampler.sample(asked.generated, rng=rng) if asked.generator else ([], 0)
+        near = self._neighbours(state, rng) if asked.surrogate else []
+        others = dict.fromkeys(a for a in (*generated, *near) if a not in state.seen and a not in uniform)
+        total = len(uniform) + len(generated) + invalid + len(near)
+        self.drawn = Ledger(generated=total, rejected=total - len(uniform) - len(others))
+        return list(uniform), list(others)
+
+    def _neighbours(self, state: SearchState, rng: np.random.Generator) -> list[Architecture]:
+        """Architectures one choice away from the front; where nothing is feasible, from the best there are."""
+        rows = state.front_indices if len(state.front_indices) else state.order[: self.settings.batch]
+        near = dict.fromkeys(
+            Architecture(self.space.name, (*code[:i], value, *code[i + 1 :]))
+            for code in (state.architectures[row].code for row in rows)
+            for i, count in enumerate(self.space.choices)
+            for value in range(count)
+            if value != code[i]
+        )
+        if len(near) <= self.settings.neighbours:
+            return list(near)
+        every = list(near)
+        return [every[i] for i in rng.choice(len(every), size=self.settings.neighbours, replace=False)]
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """Objectives and budgets as columns to minimise.
+
+    Attributes:
+        losses: `n x (m + c)`: objectives, then metrics that have a budget but are no objective.
+        objectives: m.
+        bounds: (column, largest loss that is admitted) for each budget.
+        front: `k x m` losses of feasible evaluations.
+    """
+
+    losses: Floats
+    objectives: int
+    bounds: tuple[tuple[int, float], ...]
+    front: Floats
+
+    @classmethod
+    def of(cls, state: SearchState) -> _Goal:
+        columns = [state.losses]
+        bounds: list[tuple[int, float]] = []
+        own = [(o.metric, o.device, o.goal) for o in state.objectives]
+        extra: list[tuple[str, str | None, str]] = []
+        for constraint in state.constraints:
+            key = (constraint.metric, constraint.device, constraint.goal)
+            as_loss = Objective(constraint.metric, constraint.device, constraint.goal)
+            if key not in own and key not in extra:
+                extra.append(key)
+                columns.append(_values(state, constraint, as_loss)[:, None])
+            bounds.append(((own + extra).index(key), as_loss.loss(constraint.bound)))
+        feasible = state.losses[state.violations == 0]
+        return cls(np.concatenate(columns, axis=1), len(own), tuple(bounds), feasible)
+
+
+def _values(state: SearchState, constraint: Constraint, as_loss: Objective) -> Floats:
+    found = [evaluation.find(constraint.metric, constraint.device) for evaluation in state.archive]
+    return np.array([np.nan if row is None else as_loss.loss(row.value) for row in found])
+
+
+class _Chooser:
+    """Chooses a batch from a pool, one by one; what was chosen is believed to have its predicted losses.
+
+    Args:
+        settings: Of the method.
+        goal: What is wanted.
+        posterior: Predictions for the pool.
+        uniform: The first so many of the pool are uniform samples.
+    """
+
+    def __init__(self, settings: Settings, goal: _Goal, posterior: Posterior, uniform: int) -> None:
+        self._settings = settings
+        self._goal = goal
+        self._posterior = posterior
+        self._front = goal.front
+        self._reference = self._reference_point(uniform)
+
+    def choose(self, n: int) -> list[int]:
+        """Rows of the pool, best first."""
+        open_ = np.ones(len(self._posterior.mean), dtype=np.bool_)
+        chosen: list[int] = []
+        for turn in range(min(n, len(open_))):
+            score = np.where(open_, self._score(self._for_first(turn)), -np.inf)
+            row = int(score.argmax())
+            chosen.append(row)
+            open_[row] = False
+            self._believe(row)
+        return chosen
+
+    def _for_first(self, turn: int) -> bool:
+        """Whether this turn is for the first objective within the budgets alone."""
+        share = self._settings.exploit
+        several = self._goal.objectives > 1 and len(self._goal.bounds) > 0
+        return several and int((turn + 1) * share) > int(turn * share)
+
+    def _score(self, first_only: bool) -> Floats:
+        goal, mean, std = self._goal, self._posterior.mean, self._posterior.std
+        if self._settings.acquisition == "mean":
+            std = 1e-3 * std
+        m = goal.objectives
+        if first_only:
+            best = self._front[:, 0].min() if len(self._front) else self._reference[0]
+            score = expected_excess(float(best), mean[:, 0], std[:, 0])
+        else:
+            score = expected_hypervolume_improvement(self._front, self._reference, mean[:, :m], std[:, :m])
+        for column, bound in goal.bounds:
+            if first_only or column >= m:  # a bounded objective's budget is in the reference point already
+                score = score * chance_below(bound, mean[:, column], std[:, column])
+        score = score * self._posterior.success
+        return score if score.max() > 0 else self._nearest(mean, self._posterior.std)
+
+    def _nearest(self, mean: Floats, std: Floats) -> Floats:
+        """Where no improvement is in sight: the likeliest to meet the budgets; without budgets the least known."""
+        if not self._goal.bounds:
+            return np.asarray(std / std.max(axis=0)).sum(axis=1)
+        chances = [log_ndtr((bound - mean[:, column]) / std[:, column]) for column, bound in self._goal.bounds]
+        return np.asarray(sum(chances))
+
+    def _believe(self, row: int) -> None:
+        mean = self._posterior.mean[row]
+        if all(mean[column] <= bound for column, bound in self._goal.bounds):
+            self._front = np.concatenate((self._front, mean[None, : self._goal.objectives]))
+        self._posterior.believe(row)
+
+    def _reference_point(self, uniform: int) -> Floats:
+        """A quantile of the predictions for those uniform samples that promise to succeed and meet the budgets;
+        where fewer than `batch` do, for that many likeliest ones. Bounded objectives end at their bound."""
+        m = self._goal.objectives
+        mean, std = self._posterior.mean[:uniform], self._posterior.std[:uniform]
+        chance = self._posterior.success[:uniform].copy()
+        for column, bound in self._goal.bounds:
+            chance *= chance_below(bound, mean[:, column], std[:, column])
+        enough = min(len(chance), 4 * self._settings.batch)
+        likely = np.flatnonzero(chance > 0.5)
+        if len(likely) < enough:
+            likely = np.argsort(-chance, kind="stable")[:enough]
+        point = np.quantile(mean[likely, :m], self._settings.reference, axis=0)
+        for column, bound in self._goal.bounds:
+            if column < m:
+                # inside the budget every latency is welcome: the bound itself, not a quantile of what meets it
+                point[column] = bound
+        return np.asarray(point)
+
+
+def agnet(
+    space: SearchSpace,
+    *,
+    initial: int = 16,
+    batch: int = 4,
+    surrogate: bool = True,
+    generator: bool = True,
+    acquisition: Literal["ehvi", "mean"] = "ehvi",
+    ranking: float = 0.0,
+) -> AgNet:
+    """Factory of the registry; for the settings see `Settings`, which has all of them."""
+    return AgNet(
+        space,
+        Settings(
+            initial=initial,
+            batch=batch,
+            surrogate=surrogate,
+            generator=generator,
+            acquisition=acquisition,
+            ranking=ranking,
+        ),
+    )
