@@ -141,7 +141,8 @@ class RunDirectory:
                 known.
         """
         where = Path(path)
-        return cls(where, SqliteStore.read(where / DATABASE), _read_information(where), notation)
+        info = _read_information(where)
+        return cls(where, SqliteStore.read(where / DATABASE), info, notation)
 
     def set_notation(self, notation: Notation) -> None:
         """Say how files write an architecture, where the space was not known when the directory was opened."""
@@ -365,9 +366,12 @@ def _read_information(path: Path) -> dict[str, Any]:
         raise RunCorrupt(
             f"{path / RUN_TOML} is damaged: {error}. Restore it from a copy, or start a new run"
         ) from error
-    for table, key in (("run", "hwnas"), ("run", "id"), ("config", None)):
-        if table not in info or (key is not None and key not in info[table]):
-            raise RunCorrupt(f"{path / RUN_TOML} is damaged: it lacks [{table}] {key or ''}".rstrip())
+    for table, keys in (("run", ("hwnas", "id")), ("config", ())):
+        content = info.get(table)
+        missing = [key for key in keys if key not in content] if isinstance(content, dict) else [""]
+        if missing:
+            lacks = f"[{table}] {missing[0]}".rstrip()
+            raise RunCorrupt(f"{path / RUN_TOML} is damaged: it lacks {lacks}. Restore it from a copy")
     return info
 
 

@@ -151,23 +151,23 @@ def test_what_no_source_knows_is_refused_with_what_to_do() -> None:
 
 
 def test_a_devices_metric_without_a_device_is_refused() -> None:
-    with pytest.raises(InvalidSetting, match="name one, e.g. --device"):
+    with pytest.raises(InvalidSetting, match=r"name one, e.g. --device"):
         SearchConfig().resolve_objectives(everything)
 
 
 def test_names_are_checked_against_what_exists() -> None:
     config = SearchConfig(devices="edgegpu", generator="agnt", objectives="error,latency@fgpa")
     config.check_names(spaces=["nb201"], datasets=["cifar10"])
-    with pytest.raises(UnknownName, match="no generator 'agnt'.*Did you mean 'agnet'"):
+    with pytest.raises(UnknownName, match=r"no generator 'agnt'.*Did you mean 'agnet'"):
         config.check_names(generators=["agnet", "random"])
-    with pytest.raises(UnknownName, match="no device 'fgpa'.*Did you mean 'fpga'"):
+    with pytest.raises(UnknownName, match=r"no device 'fgpa'.*Did you mean 'fpga'"):
         config.check_names(devices=["edgegpu", "fpga"])
     with pytest.raises(UnknownName, match="no data set 'cifar10'"):
         config.check_names(datasets=["cifar100"])
 
 
 def test_an_unknown_key_names_the_nearest() -> None:
-    with pytest.raises(UnknownName, match="no setting 'querys'. Known: .*space.*Did you mean 'queries'"):
+    with pytest.raises(UnknownName, match=r"no setting 'querys'. Known: .*space.*Did you mean 'queries'"):
         SearchConfig.from_toml({"querys": 3})
 
 
