@@ -55,7 +55,7 @@ LATENCY = Constraint("latency_ms", 2.0, DEVICE)
 
 
 class TestAgNetPaper(GeneratorSuite):
-    seeds = (0, 1, 2, 3)
+    seeds = (0, 1, 2)
 
     def make(self, space: SearchSpace) -> Generator:
         return agnet_paper(space, **SMALL)
@@ -111,7 +111,7 @@ def test_modes_choose_the_ranks_that_count() -> None:
 def test_terms_are_clipped_in_value_and_gradient() -> None:
     term = torch.tensor([0.25, 4.0], requires_grad=True)
     value = clipped(term)
-    value.sum().backward()
+    torch.autograd.backward(value.sum())
     assert value.tolist() == [0.25, 1.0]
     assert term.grad is not None
     assert term.grad.tolist() == [1.0, 0.25]
