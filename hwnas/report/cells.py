@@ -52,7 +52,8 @@ def cell_svg(graph: ArchGraph, label: str = "") -> str:
 
 def short(op: str) -> str:
     """An operation's name as it fits into a box: "nor_conv_3x3" is "conv 3×3"."""
-    text = re.sub(r"(\d)x(\d)", r"\1×\2", op.removeprefix("nor_").replace("_connect", "").replace("_", " "))
+    plain = op.removeprefix("nor_").removeprefix("avg_").removesuffix("_connect").replace("_", " ")
+    text = re.sub(r"(\d)x(\d)", r"\1×\2", plain)
     return text if len(text) <= 12 else text[:11] + "…"
 
 
@@ -126,8 +127,9 @@ def _edge(start: Point, end: Point, through: list[Point]) -> str:
 def _node(op: str, place: Point) -> str:
     colour = next((fill for pattern, fill in _KINDS if pattern.search(op)), _OTHER)
     x, y = place
+    size = ' font-size="9"' if len(short(op)) > 9 else ""
     return (
         f'<rect x="{x - BOX / 2:.0f}" y="{y - HEIGHT / 2:.0f}" width="{BOX:.0f}" height="{HEIGHT:.0f}" rx="5" '
         f'fill="{colour}" stroke="#555"/>'
-        f'<text x="{x:.0f}" y="{y + 4:.0f}" text-anchor="middle" fill="#111">{escape(short(op))}</text>'
+        f'<text x="{x:.0f}" y="{y + 4:.0f}" text-anchor="middle" fill="#111"{size}>{escape(short(op))}</text>'
     )

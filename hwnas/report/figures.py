@@ -133,7 +133,9 @@ def _draw_front(axes: Axes, view: RunView, plot: Projection) -> None:
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     told = [f"{heading(*c).split(' [')[0]}: {view.sources[c]}" for c in (plot.x, plot.y) if c is not None]
-    axes.set_title("\n".join(fill(line, 90) for line in told), fontsize=6.5, loc="left", color="0.35")
+    axes.set_title(
+        "\n".join(fill(line, 100, break_on_hyphens=False) for line in told), fontsize=6.5, loc="left", color="0.35"
+    )
     if view.n == 0:
         _say(axes, "nothing evaluated yet")
     elif view.failed.any():

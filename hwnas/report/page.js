@@ -2,7 +2,11 @@
 const data = JSON.parse(document.getElementById("hwnas-data").textContent);
 const figures = document.getElementById("hwnas-figures").textContent;
 const root = document.documentElement;
-const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+// plotly.js would offer to upload the data to its maker's server: a report stays where it is
+const options = {
+  responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "",
+  modeBarButtonsToRemove: ["select2d", "lasso2d"],
+};
 const element = (name, text, parent) => {
   const made = document.createElement(name);
   if (text !== undefined) made.textContent = text;
@@ -14,8 +18,7 @@ const element = (name, text, parent) => {
 function paint() {
   const style = getComputedStyle(root);
   const colour = (name) => style.getPropertyValue(name).trim();
-  const themed = figures.replaceAll("@fg", colour("--fg")).replaceAll("@muted", colour("--muted"))
-    .replaceAll("@grid", colour("--grid")).replaceAll("@bg", colour("--bg")).replaceAll("@card", colour("--card"));
+  const themed = figures.replace(/"@(fg|muted|grid|bg|card|accent)"/g, (_, name) => `"${colour("--" + name)}"`);
   for (const [id, figure] of Object.entries(JSON.parse(themed))) {
     const place = document.getElementById(id);
     Plotly.react(place, figure.data, figure.layout, options);

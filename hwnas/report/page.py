@@ -62,7 +62,8 @@ def page_title(view: RunView) -> str:
     """What the run was about, e.g. "validation error and latency on edgegpu"."""
     names = [known(o.metric).title + (f" on {o.device}" if o.device else "") for o in view.state.objectives]
     data = view.config.get("dataset")
-    return " and ".join(names) + (f", {data}" if isinstance(data, str) else "")
+    listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return listed + (f", {data}" if isinstance(data, str) else "")
 
 
 def page_data(view: RunView) -> dict[str, Any]:
@@ -139,7 +140,7 @@ def _front(view: RunView) -> list[str]:
 
 
 def _progress(view: RunView) -> list[str]:
-    if not view.n:
+    if not view.feasible.any():
         return []
     point = ", ".join(
         f"{view.title((o.metric, o.device))} = {o.value(float(x)):.5g}"

@@ -1,6 +1,6 @@
 """The report's interactive plots as plotly figures: plain dicts, as plotly.js reads them.
 
-Colours that depend on the page's theme are written @fg, @muted, @grid, @bg and @card; the page fills them in.
+Colours that depend on the page's theme are written @fg, @muted, @grid, @bg, @card and @accent; the page fills them in.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from hwnas.core.objective import Constraint
 from hwnas.core.wording import heading, known
 from hwnas.report.axes import BLUE, GREEN, GREY, ORANGE, Group, Projection, groups, projections, span, staircase
-from hwnas.report.view import Floats, RunView
+from hwnas.report.view import Column, Floats, RunView
 
 Figure = dict[str, Any]
 
@@ -23,7 +23,7 @@ def every_plot(view: RunView) -> dict[str, Figure]:
     found = {f"front-{k}": front_plot(view, plot) for k, plot in enumerate(projections(view))}
     if len(view.state.objectives) > 2 and not view.failed.all():
         found["parallel"] = parallel_plot(view)
-    if view.n:
+    if view.feasible.any():
         found["hypervolume"] = hypervolume_plot(view)
         found["best"] = best_plot(view)
     return found
@@ -35,7 +35,7 @@ def front_plot(view: RunView, plot: Projection) -> Figure:
     (left, right), (bottom, top) = span(view, plot)
     layout = _layout(across, up)
     layout["xaxis"]["range"], layout["yaxis"]["range"] = [left, right], [bottom, top]
-    layout["shapes"], layout["annotations"] = _budgets(view, plot, left, bottom)
+    layout["shapes"], layout["annotations"] = _budgets(view, plot)
     layout["legend"] = {"orientation": "h", "y": -0.16, "yanchor": "top", "x": 0}
     if view.failed.any():
         layout["annotations"].append(_note(f"{int(view.failed.sum())} without a number: listed below, not drawn"))
@@ -61,8 +61,6 @@ def best_plot(view: RunView) -> Figure:
     objective = view.objective
     layout = _layout("evaluations", f"best {heading(objective.metric, objective.device)}")
     layout["showlegend"] = False
-    if not view.feasible.any():
-        layout["annotations"] = [_note("nothing feasible")]
     line = _line(view, view.best_values, known(objective.metric).title, GREEN)
     return {"data": [line], "layout": layout}
 
@@ -76,7 +74,7 @@ def parallel_plot(view: RunView) -> Figure:
     # later lines are drawn above: the front last
     rows = sorted(np.flatnonzero(~view.failed).tolist(), key=lambda i: int(rank[i]))
     dimensions = [
-        {"label": _wrap(view.title(column)), "values": _numbers(view.values[rows, view.columns.index(column)])}
+        {"label": _axis_label(column), "values": _numbers(view.values[rows, view.columns.index(column)])}
         for column in wanted
     ]
     trace = {
@@ -86,14 +84,14 @@ def parallel_plot(view: RunView) -> Figure:
             "color": [int(rank[i]) for i in rows],
             "cmin": 0,
             "cmax": 2,
-            "colorscale": [[0, GREY], [0.33, GREY], [0.33, BLUE], [0.67, BLUE], [0.67, ORANGE], [1, ORANGE]],
+            "colorscale": [[0, GREY], [0.33, GREY], [0.33, "@accent"], [0.67, "@accent"], [0.67, ORANGE], [1, ORANGE]],
         },
         "labelfont": {"color": "@fg", "size": 12},
         "tickfont": {"color": "@fg"},
         "rangefont": {"color": "@muted", "size": 10},
     }
     layout = _layout("", "")
-    layout["margin"] = {"l": 90, "r": 60, "t": 70, "b": 30}
+    layout["margin"] = {"l": 90, "r": 90, "t": 70, "b": 30}
     return {"data": [trace], "layout": layout}
 
 
@@ -101,6 +99,7 @@ def _points(view: RunView, plot: Projection, group: Group) -> Figure:
     x, y = plot.coordinates(view)
     wide, high = plot.spreads(view)
     rows = group.indices
+    colour = _themed(group.colour)
     trace: Figure = {
         "type": "scatter",
         "mode": "markers",
@@ -113,15 +112,15 @@ def _points(view: RunView, plot: Projection, group: Group) -> Figure:
         "marker": {
             "symbol": group.plotly,
             "size": group.size,
-            "color": group.colour,
-            "line": {"width": 1.2, "color": group.colour if group.size < 8 else "@bg"},
+            "color": colour,
+            "line": {"width": 1.2, "color": colour if group.size < 8 else "@bg"},
         },
     }
     for name, spread in (("error_x", wide[rows]), ("error_y", high[rows])):
         if spread.any():
             trace[name] = {
                 "type": "data", "symmetric": False, "array": _numbers(spread[:, 1]),
-                "arrayminus": _numbers(spread[:, 0]), "thickness": 1, "width": 2, "color": group.colour,
+                "arrayminus": _numbers(spread[:, 0]), "thickness": 1, "width": 2, "color": colour,
             }  # fmt: skip
     return trace
 
@@ -144,35 +143,32 @@ def _line(view: RunView, values: Floats, name: str, colour: str) -> Figure:
         "x": list(range(1, view.n + 1)),
         "y": _numbers(values),
         "customdata": list(range(view.n)),
-        "line": {"shape": "hv", "color": colour, "width": 2},
+        "line": {"shape": "hv", "color": _themed(colour), "width": 2},
         "hovertemplate": "after %{x}: %{y:.6g}<extra></extra>",
     }
 
 
-def _budgets(view: RunView, plot: Projection, left: float, bottom: float) -> tuple[list[Figure], list[Figure]]:
+def _budgets(view: RunView, plot: Projection) -> tuple[list[Figure], list[Figure]]:
     shapes: list[Figure] = []
     notes: list[Figure] = []
-    on_x, on_y = plot.bounds(view)
-    for axis, other, constraints, low in (("x", "y", on_x, left), ("y", "x", on_y, bottom)):
+    for axis, other, constraints, limits in zip("xy", "yx", plot.bounds(view), span(view, plot), strict=True):
         for constraint in constraints:
             ends = {f"{axis}0": constraint.bound, f"{axis}1": constraint.bound, f"{other}0": 0, f"{other}1": 1}
-            reference = {f"{axis}ref": axis, f"{other}ref": "paper"}
-            dash = {"color": "@fg", "width": 1.5, "dash": "dash"}
-            shapes.append({"type": "line", **ends, **reference, "line": dash})
-            notes.append(_budget_note(constraint, axis))
+            place = {**ends, f"{axis}ref": axis, f"{other}ref": "paper"}
+            shapes.append({"type": "line", **place, "line": {"color": "@fg", "width": 1.5, "dash": "dash"}})
+            notes.append(_budget_note(constraint, axis, limits))
             if constraint.goal == "min":
-                area = {**ends, f"{axis}0": low}
-                shapes.append(
-                    {"type": "rect", **area, **reference, "fillcolor": GREEN, "opacity": 0.09, "line": {"width": 0},
-                     "layer": "below"}
-                )  # fmt: skip
+                area = {**place, f"{axis}0": limits[0], "line": {"width": 0}, "layer": "below"}
+                shapes.append({"type": "rect", **area, "fillcolor": GREEN, "opacity": 0.09})
     return shapes, notes
 
 
-def _budget_note(constraint: Constraint, axis: str) -> Figure:
-    # outside the plot for a vertical line, so that no point lies under the words
+def _budget_note(constraint: Constraint, axis: str, limits: tuple[float, float]) -> Figure:
+    # above the plot for a vertical line, so that no point lies under the words; turned inwards near an end
+    share = (constraint.bound - limits[0]) / (limits[1] - limits[0])
+    side = "left" if share < 0.25 else "right" if share > 0.75 else "center"
     place: Figure = (
-        {"x": constraint.bound, "xref": "x", "y": 1.0, "yref": "paper", "xanchor": "center", "yanchor": "bottom"}
+        {"x": constraint.bound, "xref": "x", "y": 1.0, "yref": "paper", "xanchor": side, "yanchor": "bottom"}
         if axis == "x"
         else {"y": constraint.bound, "yref": "y", "x": 0.99, "xref": "paper", "yanchor": "bottom", "xanchor": "right"}
     )
@@ -203,5 +199,10 @@ def _numbers(values: Floats) -> list[float | None]:
     return [float(v) if np.isfinite(v) else None for v in values]
 
 
-def _wrap(title: str) -> str:
-    return escape(title).replace(" on ", "<br>on ").replace(" [", "<br>[", 1)
+def _themed(colour: str) -> str:
+    # the palette's blue is too dark on a dark page; the page's accent is a blue for either
+    return "@accent" if colour == BLUE else colour
+
+
+def _axis_label(column: Column) -> str:
+    return escape(heading(*column).replace(" on ", " "))

@@ -1,0 +1,485 @@
+"""Reports: every number shown is the state's, and every case that a search can end in is told."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from hwnas import report
+from hwnas.core import pareto
+from hwnas.core.architecture import Architecture
+from hwnas.core.graph import ArchGraph
+from hwnas.core.ledger import Ledger
+from hwnas.core.measurement import Context, Measurement, Source, Status
+from hwnas.core.objective import Constraint, Objective
+from hwnas.core.state import SearchState
+from hwnas.core.wording import certainty, provenance
+from hwnas.report.axes import projections, staircase
+from hwnas.report.cells import BOX, HEIGHT, cell_svg, layout, short
+from hwnas.report.plots import every_plot
+from hwnas.report.view import hypervolume_curve, live_graph
+from hwnas.spaces import codes
+from hwnas.testing.toy import DEVICE, ToyEvaluator, ToySpace
+
+SPACE = ToySpace()
+ERROR, LATENCY, ENERGY = ("val_error_pct", None), ("latency_ms", DEVICE), ("energy_mj", DEVICE)
+CONFIG = {"space": "toy", "dataset": "toy", "generator": {"name": "random"}, "tables": None}
+
+
+def search(
+    *objectives: tuple[str, str | None], bound: float | None = 2.0, count: int = 81, queries: int = 81
+) -> SearchState:
+    wanted = objectives or (ERROR, LATENCY)
+    constraints = () if bound is None else (Constraint("latency_ms", bound, DEVICE),)
+    state = SearchState("toy", tuple(Objective(*o) for o in wanted), constraints, queries=queries, seed=7)
+    every = list(codes.every(SPACE))
+    order = np.random.default_rng(3).permutation(len(every))
+    asked = dict.fromkeys([*wanted, *((c.metric, c.device) for c in constraints)])
+    rows = list(ToyEvaluator().evaluate([every[i] for i in order[:count]], list(asked)))
+    return state.tell(rows) if rows else state
+
+
+def view_of(state: SearchState, **more: Any) -> report.RunView:
+    ledger = Ledger(evaluations=len(state.archive), error_queries=len(state.archive), cpu_s=1.25)
+    more.setdefault("command", ["hwnas", "search", "--device", "toy box"])
+    return report.RunView.of(state, ledger, SPACE, CONFIG, **more)
+
+
+CASES = {
+    "budget": lambda: search(),
+    "no budget": lambda: search(bound=None),
+    "one objective": lambda: search(ERROR, bound=None),
+    "one objective, budget on another": lambda: search(ERROR),
+    "three objectives": lambda: search(ERROR, LATENCY, ENERGY),
+    "nothing feasible": lambda: search(bound=0.01),
+    "interrupted": lambda: search(count=10),
+    "one evaluation": lambda: search(count=1),
+    "none": lambda: search(count=0),
+}
+
+
+@pytest.fixture(params=CASES)
+def view(request: pytest.FixtureRequest) -> report.RunView:
+    return view_of(CASES[request.param]())
+
+
+def measured(index: int, error: float, latency: float, half: float) -> list[Measurement]:
+    architecture = Architecture("toy", (0, 0, index // 3, index % 3))
+    where = Context(Source.MEASURED, device=DEVICE, runtime="ort-cpu", precision="fp32", batch=1)
+    return [
+        Measurement(architecture, "val_error_pct", error, Context(Source.TABLE, seed="mean")),
+        Measurement(architecture, "latency_ms", latency, where, Status.OK, (latency - half, latency + half)),
+    ]
+
+
+def text(renderable: Any, width: int = 160) -> str:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"), color_system=None)  # noqa: SIM115
+    console.print(renderable)
+    console.file.close()
+    return console.export_text()
+
+
+class Page(HTMLParser):
+    """What a browser would see: elements, their attributes, embedded JSON, visible text."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.scripts: list[str] = []
+        self.visible: list[str] = []
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in ("meta", "br", "img"):
+            self.open.append(tag)
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.scripts[-1] += data
+        else:
+            self.visible.append(data)
+
+    def embedded(self, name: str) -> Any:
+        scripts = [attrs for tag, attrs in self.elements if tag == "script"]
+        place = next(i for i, attrs in enumerate(scripts) if attrs.get("id") == name)
+        return json.loads(self.scripts[place])
+
+
+# -- the view ----------------------------------------------------------------------------------------------------------
+
+
+def test_recommended_is_the_best_of_the_whole_space_under_the_budget() -> None:
+    view = view_of(search(bound=2.0))
+    truth = ToyEvaluator().truth
+    inside = [a for a in codes.every(SPACE) if truth(a, "latency_ms") <= 2.0]
+    best = min(truth(a, "val_error_pct") for a in inside)
+    assert view.recommended is not None
+    assert view.values[view.recommended, view.columns.index(ERROR)] == best
+    assert view.recommended in view.front
+    assert view.runner_up is not None
+    assert view.runner_up != view.recommended
+
+
+def test_best_is_about_the_objective_without_a_budget() -> None:
+    view = view_of(search(LATENCY, ERROR, bound=2.0))
+    assert view.objective.metric == "val_error_pct"
+    other = view_of(search(ERROR, LATENCY, bound=2.0))
+    assert view.recommended is not None
+    assert other.recommended is not None
+    assert view.values[view.recommended, view.columns.index(ERROR)] == other.values[other.recommended, 0]
+
+
+def test_without_a_budget_the_knee_is_recommended() -> None:
+    view = view_of(search(bound=None))
+    assert view.knee is not None
+    assert view.recommended == view.knee
+
+
+def test_hypervolume_curve_equals_the_prefixes() -> None:
+    rng = np.random.default_rng(0)
+    losses = rng.random((40, 3)).round(1)
+    losses[5] = np.nan
+    feasible = rng.random(40) < 0.7
+    feasible[5] = False
+    reference = np.array([0.9, 1.1, 1.0])
+    curve = hypervolume_curve(losses, feasible, reference)
+    for k in range(40):
+        rows = losses[: k + 1][feasible[: k + 1]]
+        assert curve[k] == pytest.approx(pareto.hypervolume(rows, reference), abs=1e-12)
+
+
+def test_best_values_are_a_running_minimum_of_feasible_ones() -> None:
+    view = view_of(search(bound=2.0))
+    errors = [v if ok else math.inf for v, ok in zip(view.values[:, 0], view.feasible, strict=True)]
+    expected = np.minimum.accumulate(errors)
+    assert np.array_equal(np.nan_to_num(view.best_values, nan=np.inf), expected)
+
+
+def test_facts_from_after_the_search_are_shown_but_change_nothing() -> None:
+    state = search()
+    front = state.architectures[state.front_indices[0]]
+    extra = [Measurement(front, "test_error_pct", 12.5, Context(Source.TABLE, split="test"))]
+    view, plain = view_of(state, extra=extra), view_of(state)
+    assert view.front == plain.front
+    assert view.recommended == plain.recommended
+    assert view.columns == (*plain.columns, ("test_error_pct", None))
+    assert view.value_text(view.front[0], ("test_error_pct", None)) == "12.50 %"
+    assert "12.50" in text(report.front_table(view))
+
+
+def test_projections_put_the_budget_first_and_one_objective_over_time() -> None:
+    assert [p.x for p in projections(view_of(search(ERROR, ENERGY, bound=2.0)))] == [LATENCY, ENERGY]
+    (alone,) = projections(view_of(search(ERROR, bound=None)))
+    assert alone.x is None
+    assert alone.coordinates(view_of(search(ERROR, bound=None, count=3)))[0].tolist() == [1, 2, 3]
+
+
+def test_staircase_bounds_every_point_of_the_front_and_no_better_one() -> None:
+    view = view_of(search(bound=None))
+    (plot,) = projections(view)
+    x, y = staircase(view, plot)
+    corners = set(zip(x, y, strict=True))
+    points = {(view.values[i, 1], view.values[i, 0]) for i in view.front}
+    assert points <= corners
+    # axis-parallel: every move changes one coordinate, right or down
+    for (x0, y0), (x1, y1) in zip(zip(x, y, strict=True), list(zip(x, y, strict=True))[1:], strict=False):
+        assert (x0 == x1) or (y0 == y1)
+        assert x1 >= x0
+        assert y1 <= y0
+
+
+# -- words -------------------------------------------------------------------------------------------------------------
+
+
+def test_words_say_source_and_certainty() -> None:
+    table = Context(Source.TABLE, dataset="cifar10", split="test", seed="mean", origin="here")
+    row = Measurement(Architecture("toy", (0,)), "val_error_pct", 5.0, table)
+    assert provenance(table) == "table: cifar10, test split, mean of seeds, here"
+    assert certainty(row) == "exact table row, mean of seeds"
+    surrogate = Measurement(row.architecture, "val_error_pct", 5.0, Context(Source.SURROGATE), interval=(4.5, 5.5))
+    assert certainty(surrogate) == "95 % interval 4.50 to 5.50"
+    assert certainty(Measurement(row.architecture, "params_m", 1.0, Context(Source.MEASURED, runtime="count"))) == (
+        "exact count"
+    )
+    failed = Measurement.failed(
+        row.architecture, "latency_ms", Context(Source.TABLE, device="x"), Status.TIMEOUT, "9 s"
+    )
+    assert certainty(failed) == "timeout: 9 s"
+    noisy = Measurement(row.architecture, "latency_ms", 1.0, Context(Source.MEASURED, device="x"), Status.NOISY)
+    assert "noisy" in certainty(noisy)
+
+
+def test_summary_names_an_order_that_the_intervals_leave_open_and_an_uncertain_budget() -> None:
+    state = SearchState(
+        "toy",
+        (Objective("latency_ms", DEVICE), Objective("val_error_pct")),
+        (Constraint("val_error_pct", 50.0),),
+        queries=2,
+    ).tell([*measured(0, 10.0, 4.0, 0.3), *measured(1, 20.0, 4.1, 0.3)])
+    told = " ".join(report.sentences(view_of(state)))
+    assert "not resolved" in told
+    clear = SearchState("toy", state.objectives, state.constraints, queries=2).tell(
+        [*measured(0, 10.0, 4.0, 0.01), *measured(1, 20.0, 4.1, 0.01)]
+    )
+    assert "not resolved" not in " ".join(report.sentences(view_of(clear)))
+    tight = SearchState(
+        "toy", (Objective("val_error_pct"), Objective("latency_ms", DEVICE)), (Constraint("latency_ms", 4.1, DEVICE),)
+    ).tell(measured(0, 10.0, 4.0, 0.3))
+    told = " ".join(report.sentences(view_of(tight)))
+    assert "reaches 4.300 ms, beyond the budget" in told
+    assert "97.6 % of the budget" in told
+
+
+# -- terminal and JSON -------------------------------------------------------------------------------------------------
+
+
+def test_terminal_marks_the_recommended_row() -> None:
+    view = view_of(search())
+    shown = text(report.front_table(view, limit=None))
+    assert view.recommended is not None
+    (row,) = [line for line in shown.splitlines() if "│ ★" in line or "│ ★" in line.replace("◆", "")]
+    assert view.texts[view.recommended] in row
+    assert f"{view.values[view.recommended, 0]:.2f}" in row
+    assert f"{view.values[view.recommended, 1]:.3f}" in row
+    assert "validation error [%]: table: toy, val split, toy" in shown
+    for index in view.front:
+        assert view.texts[index] in shown
+
+
+def test_terminal_limit_keeps_the_marked_rows() -> None:
+    view = view_of(search())
+    assert len(view.front) > 3
+    shown = text(report.front_table(view, limit=2))
+    assert "★" in shown
+    assert "◆" in shown
+    assert view.recommended is not None
+    assert view.texts[view.recommended] in shown
+    assert re.search(rf"{len(view.front)} of 81 evaluated, \d+ of them shown", " ".join(shown.split()))
+
+
+def test_nothing_feasible_says_so_and_shows_the_nearest() -> None:
+    view = view_of(search(bound=0.01))
+    least = min(ToyEvaluator().truth(a, "latency_ms") for a in codes.every(SPACE) if a.code.count(2) < 3)
+    assert view.recommended is None
+    assert view.nearest is not None
+    assert view.values[view.nearest, 1] == least
+    shown = text(report.full(view))
+    assert "Nothing feasible" in shown
+    assert "≈" in shown
+    assert f"{100 * (least - 0.01) / 0.01:.1f} % beyond" in " ".join(report.sentences(view))
+    assert "Nothing feasible" in report.html(view)
+
+
+def test_all_failed_is_not_called_nearest() -> None:
+    bad = [a for a in codes.every(SPACE) if a.code.count(2) >= 3]
+    rows = list(ToyEvaluator().evaluate(bad, [ERROR, LATENCY]))
+    state = SearchState("toy", (Objective(*ERROR), Objective(*LATENCY)), queries=len(bad)).tell(rows)
+    view = view_of(state)
+    assert (view.recommended, view.nearest, view.front) == (None, None, ())
+    told = " ".join(report.sentences(view))
+    assert f"none of {len(bad)} evaluated architectures has all its numbers" in told
+    assert f"{len(bad)} not_measured" in told
+    assert "every evaluation failed" in text(report.front_table(view))
+
+
+def test_json_is_strict_and_holds_the_state(view: report.RunView) -> None:
+    found = json.loads(json.dumps(report.to_json(view), allow_nan=False))
+    assert found["evaluations"] == view.n
+    assert found["ledger"] == view.ledger.to_json()
+    assert [entry["key"] for entry in found["front"]] == [view.state.architectures[i].key for i in view.front]
+    for entry, index in zip(found["front"], view.front, strict=True):
+        rows = [Measurement.from_json({**row, "architecture": entry["key"]}) for row in entry["measurements"]]
+        assert tuple(rows) == view.state.archive[index].measurements
+    recommended = None if view.recommended is None else view.state.architectures[view.recommended].key
+    assert (found["recommended"] or {}).get("key") == recommended
+    assert found["hypervolume"]["reference"] == view.reference.tolist()
+    feasible = view.state.losses[view.feasible]
+    assert found["hypervolume"]["value"] == pytest.approx(pareto.hypervolume(feasible, view.reference))
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def test_page_is_complete_and_fetches_nothing(view: report.RunView) -> None:
+    page = Page(report.html(view))
+    assert page.open == []
+    assert [tag for tag, _ in page.elements].count("html") == 1
+    for tag, attributes in page.elements:
+        assert tag not in ("link", "iframe", "object", "embed", "base")
+        for name in ("src", "href", "srcset", "action", "data"):
+            assert not attributes.get(name), f"<{tag} {name}=...> may fetch something"
+    policy = next(a["content"] for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    assert "http" not in policy
+    style = re.search(r"<style>(.*?)</style>", report.html(view), re.S)
+    assert style is not None
+    assert "url(" not in style[1]
+    assert "@import" not in style[1]
+    assert sum("Plotly.react" in script and len(script) < 20_000 for script in page.scripts) == 1
+    assert sum(len(script) > 1_000_000 for script in page.scripts) == 1  # plotly.js, once
+    own = next(script for script in page.scripts if "Plotly.react" in script and len(script) < 20_000)
+    assert "showSendToCloud: false" in own
+
+
+def test_page_shows_the_state_numbers(view: report.RunView) -> None:
+    page = Page(report.html(view))
+    data, figures = page.embedded("hwnas-data"), page.embedded("hwnas-figures")
+    assert [point["key"] for point in data["points"]] == [a.key for a in view.state.architectures]
+    shown = {c["title"]: j for j, c in enumerate(data["columns"])}
+    for column in view.columns:
+        for index, point in enumerate(data["points"]):
+            cell, row = point["values"][shown[view.title(column)]], view.state.archive[index].find(*column)
+            assert row is not None
+            assert cell["value"] == (row.value if row.status.has_value else None)
+    drawn: dict[int, tuple[float, float]] = {}
+    for trace in figures["front-0"]["data"]:
+        if "customdata" in trace:
+            drawn |= dict(zip(trace["customdata"], zip(trace["x"], trace["y"], strict=True), strict=True))
+    assert set(drawn) == {i for i in range(view.n) if not view.failed[i]}  # each once
+    plot = projections(view)[0]
+    x, y = plot.coordinates(view)
+    assert all(drawn[i] == (x[i], y[i]) for i in drawn)
+    if view.feasible.any():
+        assert figures["hypervolume"]["data"][0]["y"] == view.hypervolumes.tolist()
+    elements = {attributes.get("id") for _, attributes in page.elements}
+    assert set(figures) <= elements, "a plot without a place"
+    told = "".join(page.visible)
+    assert "hwnas search --device 'toy box'" in told
+    for name, number in view.versions.items():
+        assert name in told
+        assert number in told
+
+
+def test_plots_are_valid_plotly(view: report.RunView) -> None:
+    import plotly.graph_objects
+
+    colours = re.compile(r'"@(fg|muted|grid|bg|card|accent)"')
+    for figure in every_plot(view).values():
+        plain = json.loads(colours.sub('"#123456"', json.dumps(figure)))
+        plotly.graph_objects.Figure(plain)  # refuses unknown keys and wrong values
+
+
+def test_three_objectives_have_parallel_coordinates_of_all_with_numbers() -> None:
+    view = view_of(search(ERROR, LATENCY, ENERGY))
+    (trace,) = every_plot(view)["parallel"]["data"]
+    assert len(trace["dimensions"]) == 3
+    assert len(trace["dimensions"][0]["values"]) == int((~view.failed).sum())
+    assert "parallel" not in every_plot(view_of(search()))
+
+
+def test_failures_are_listed_with_status_and_not_drawn() -> None:
+    view = view_of(search())
+    failed = [i for i in range(view.n) if view.failed[i]]
+    assert failed
+    told = "".join(Page(report.html(view)).visible)
+    assert f"Without a number ({len(failed)})" in told
+    assert told.count("too many pools") == len(failed)
+
+
+def test_intervals_become_error_bars() -> None:
+    state = SearchState("toy", (Objective(*ERROR), Objective(*LATENCY)), queries=1).tell(measured(0, 10.0, 4.0, 0.25))
+    (trace,) = every_plot(view_of(state))["front-0"]["data"]
+    assert trace["error_x"]["array"] == [pytest.approx(0.25)]
+    assert trace["error_x"]["arrayminus"] == [pytest.approx(0.25)]
+    assert "error_y" not in trace
+
+
+def test_hostile_text_stays_text() -> None:
+    nasty = "</script><img src=x onerror=alert(1)>"
+    view = view_of(search(count=3), command=nasty, run=nasty)
+    source = report.html(report.RunView(**{**vars_of(view), "texts": (nasty,) * 3, "config": {nasty: nasty}}))
+    page = Page(source)
+    assert not [tag for tag, _ in page.elements if tag == "img"]
+    assert page.embedded("hwnas-data")["points"][0]["text"] == nasty
+    assert nasty in "".join(page.visible)
+
+
+def vars_of(view: report.RunView) -> dict[str, Any]:
+    return {name: getattr(view, name) for name in view.__dataclass_fields__}
+
+
+# -- drawings ----------------------------------------------------------------------------------------------------------
+
+
+def test_cell_drawing_has_every_operation_and_crosses_no_box() -> None:
+    ops = ("input", "conv", "pool", "conv", "odd<&>name", "output")
+    graph = ArchGraph(ops, ((0, 1), (0, 2), (0, 5), (1, 3), (1, 5), (2, 4), (3, 4), (4, 5)))
+    svg = cell_svg(graph)
+    assert svg.count("<rect") == graph.n
+    assert svg.count("<path") == len(graph.edges)
+    assert "<&>" not in svg
+    places, through = layout(graph)
+    assert len(set(places)) == graph.n
+    boxes = [(x - BOX / 2, x + BOX / 2, y - HEIGHT / 2, y + HEIGHT / 2) for x, y in places]
+    for points in through.values():
+        for x, y in points:
+            assert not any(left < x < right and top < y < bottom for left, right, top, bottom in boxes)
+    assert short("nor_conv_3x3") == "conv 3×3"
+
+
+def test_disconnected_network_is_drawn_as_such() -> None:
+    graph = live_graph(ArchGraph(("input", "none", "conv", "output"), ((0, 1), (0, 2), (1, 3))))
+    assert graph == ArchGraph(("input", "output"), ())
+    assert "no path" in cell_svg(graph)
+    kept = live_graph(ArchGraph(("input", "none", "conv", "output"), ((0, 1), (0, 2), (1, 3), (2, 3))))
+    assert kept == ArchGraph(("input", "conv", "output"), ((0, 1), (1, 2)))
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def test_write_report_writes_whole_files(view: report.RunView, tmp_path: Path) -> None:
+    paths = report.write_report(view, tmp_path / "run")
+    names = ["report.html", "front.png", "front.pdf", "hypervolume.png", "hypervolume.pdf"]
+    assert [path.name for path in paths] == names
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == sorted(names)
+    for path in paths:
+        content = path.read_bytes()
+        if path.suffix == ".png":
+            assert content.startswith(b"\x89PNG\r\n\x1a\n")
+            assert content.endswith(b"IEND\xaeB`\x82")
+        if path.suffix == ".pdf":
+            assert content.startswith(b"%PDF-")
+            assert content.rstrip().endswith(b"%%EOF")
+    assert paths[0].stat().st_size < 6_000_000
+
+
+def test_figures_leave_matplotlib_alone() -> None:
+    import matplotlib
+    from matplotlib import _pylab_helpers
+
+    before = dict(matplotlib.rcParams)
+    figure = report.front_figure(view_of(search()))
+    report.figures.render(figure, "pdf")
+    assert dict(matplotlib.rcParams) == before
+    assert not _pylab_helpers.Gcf.figs
+    same = [report.figures.render(report.front_figure(view_of(search())), "pdf") for _ in range(2)]
+    assert same[0] == same[1]
+
+
+def test_notebook_form_has_no_script(view: report.RunView) -> None:
+    source = report.repr_html(view)
+    page = Page(source)
+    assert page.open == []
+    assert "script" not in [tag for tag, _ in page.elements]
+    (image,) = [a for tag, a in page.elements if tag == "img"]
+    assert str(image["src"]).startswith("data:image/png;base64,")
+    if view.recommended is not None:
+        assert view.texts[view.recommended] in "".join(page.visible)
