@@ -10,7 +10,7 @@ import functools
 import hashlib
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,6 +44,9 @@ CELLS = 5  # per stage
 _GRAPH_EDGES = ((0, 1), (0, 2), (0, 4), (1, 3), (1, 5), (2, 6), (3, 6), (4, 7), (5, 7), (6, 7))
 
 _POSITIONS = tuple(f"edge {target}<-{source}" for target, source in EDGES)
+
+# the official string with a group for each operation name
+_STRING = re.compile(r"\|{0}0\|\+\|{0}0\|{0}1\|\+\|{0}0\|{0}1\|{0}2\|".format(r"([^|+~]*)~"))
 
 # sha256 of the official order as little-endian int32: notices a Python whose shuffle draws differently
 _ORDER_SHA256 = "825389e157822ee5ffcd9b8f78f67215adadd561ccc09b81359a8090f59ec267"
@@ -122,13 +125,12 @@ class NasBench201:
             architecture = Architecture.from_key(text)
             self.validate(architecture)
             return architecture
-        parts = re.findall(r"([^|+~]*)~(\d+)", text)
-        sources = tuple(int(source) for _, source in parts)
-        if sources != tuple(source for _, source in EDGES) or _skeleton(text) != "|~|+|~|~|+|~|~|~|":
+        match = _STRING.fullmatch(text)
+        if match is None:
             raise InvalidArchitecture(
                 f"an architecture of space 'nb201' reads '|op~0|+|op~0|op~1|+|op~0|op~1|op~2|', got {text!r}"
             )
-        return self._from_names([name for name, _ in parts], text)
+        return self._from_names(match.groups(), text)
 
     def index_of(self, architecture: Architecture) -> int:
         """The official index, 0..15624."""
@@ -192,15 +194,11 @@ class NasBench201:
         self.input_shape(dataset)
         return nb201_onnx.from_seed(architecture, dataset, seed=seed, batch=batch, verbatim=verbatim)
 
-    def _from_names(self, names: tuple[str, ...] | list[str], text: str) -> Architecture:
+    def _from_names(self, names: Sequence[str], text: str) -> Architecture:
         for position, name in zip(_POSITIONS, names, strict=True):
             if name not in OPS:
                 raise InvalidArchitecture(f"{position} must be one of {', '.join(OPS)}; got {name!r} in {text!r}")
         return Architecture(self.name, tuple(OPS.index(name) for name in names))
-
-
-def _skeleton(text: str) -> str:
-    return re.sub(r"[^|+~]", "", text)
 
 
 def _fixed_cost(side: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The networks of NAS-Bench-201 in torch (Dong and Yang, ICLR 2020, section 2.1 and figure 1).
+"""The networks of NAS-Bench-201 in torch (Dong and Yang, ICLR 2020, figure 1).
 
 Stem (3x3 convolution, norm), three stages of five cells with 16, 32 and 64 channels, a residual block that halves
 the image between stages, norm, ReLU, global average, linear classifier.

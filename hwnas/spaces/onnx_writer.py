@@ -125,7 +125,7 @@ class OnnxWriter:
     def _shared(self, kind: str, x: str, **attributes: object) -> str:
         key = (kind, x, repr(attributes))
         if not self._share or key not in self._known:
-            self._known[key] = self._add(kind, [x], **attributes)
+            self._known[key] = self._add(kind, [x], "", **attributes)
         return self._known[key]
 
     def _add(self, kind: str, inputs: list[str], name: str = "", **attributes: object) -> str:

@@ -18,6 +18,7 @@ from hwnas.core.graph import ArchGraph
 from hwnas.core.measurement import Context, Measurement, Source, Status
 from hwnas.errors import InvalidArchitecture, UnknownName
 from hwnas.spaces import codes
+from hwnas.spaces.onnx_writer import INPUT, OnnxWriter
 
 if TYPE_CHECKING:
     import onnx
@@ -107,7 +108,7 @@ class ToySpace:
         batch: int = 1,
         verbatim: bool = False,
     ) -> onnx.ModelProto:
-        """Weights come from `seed`; `verbatim` writes a skip as an Identity node."""
+        """Weights come from `seed`; `verbatim` writes a skip as a product with 1."""
         self.validate(architecture)
         self.input_shape(dataset)
         return _to_onnx(architecture.code, _weights(architecture.code, seed), batch, verbatim)
@@ -244,43 +245,20 @@ def _weights(code: tuple[int, ...], seed: int) -> dict[str, NDArray[np.float32]]
 def _to_onnx(
     code: tuple[int, ...], weights: Mapping[str, NDArray[np.float32]], batch: int, verbatim: bool
 ) -> onnx.ModelProto:
-    import onnx
-    from onnx import helper, numpy_helper
+    graph = OnnxWriter(share=not verbatim)
 
-    nodes: list[onnx.NodeProto] = []
+    def conv(x: str, name: str) -> str:
+        return graph.conv(x, name, weights[f"{name}.weight"], weights[f"{name}.bias"], padding=1)
 
-    def conv(name: str, source: str) -> str:
-        inputs = [source, f"{name}.weight", f"{name}.bias"]
-        nodes.append(helper.make_node("Conv", inputs, [f"{name}.out"], name=name, pads=[1, 1, 1, 1]))
-        return f"{name}.out"
-
-    def apply_op(position: int, source: str) -> str:
-        name = f"ops.{position}"
+    def apply_op(x: str, position: int) -> str:
         if OPS[code[position]] == "conv":
-            nodes.append(helper.make_node("Relu", [conv(name, source)], [f"{name}.relu"]))
-            return f"{name}.relu"
+            return graph.relu(conv(x, f"ops.{position}"))
         if OPS[code[position]] == "pool":
-            pool = helper.make_node(
-                "AveragePool", [source], [f"{name}.out"], name=name, kernel_shape=[3, 3], pads=[1, 1, 1, 1]
-            )
-            nodes.append(pool)
-            return f"{name}.out"
-        if verbatim:
-            nodes.append(helper.make_node("Identity", [source], [f"{name}.out"], name=name))
-            return f"{name}.out"
-        return source
+            return graph.average_pool(x, 3, padding=1)
+        return graph.times(x, 1.0) if verbatim else x
 
-    stem = conv("stem", "input")
-    ends = [apply_op(1, apply_op(0, stem)), apply_op(3, apply_op(2, stem))]
-    nodes.append(helper.make_node("Add", ends, ["sum"]))
-    nodes.append(helper.make_node("GlobalAveragePool", ["sum"], ["pooled"]))
-    nodes.append(helper.make_node("Flatten", ["pooled"], ["flat"]))
-    nodes.append(helper.make_node("Gemm", ["flat", "head.weight", "head.bias"], ["output"], transB=1))
-    graph = helper.make_graph(
-        nodes,
-        "toy",
-        [helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, [batch, 2, _SIDE, _SIDE])],
-        [helper.make_tensor_value_info("output", onnx.TensorProto.FLOAT, [batch, _CLASSES])],
-        [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in weights.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    stem = conv(INPUT, "stem")
+    ends = [apply_op(apply_op(stem, 0), 1), apply_op(apply_op(stem, 2), 3)]
+    features = graph.global_average(graph.add(ends))
+    logits = graph.linear(features, "head", weights["head.weight"], weights["head.bias"])
+    return graph.model("toy", logits, (batch, 2, _SIDE, _SIDE), (batch, _CLASSES))
