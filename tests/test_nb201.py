@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -306,6 +308,17 @@ class TestOnnx:
         assert max(float(np.abs(value).max()) for value in inner) < 65_504 / 4
         assert 0.01 < np.abs(logits).max() < 100
         assert difference(logits[:1], logits[1:]) > 1e-2
+
+    def test_building_loads_no_torch(self):
+        """Processes that measure start in a fraction of a second."""
+        program = (
+            "import sys\n"
+            "from hwnas.spaces.nb201 import NasBench201\n"
+            "space = NasBench201()\n"
+            "space.to_onnx(space.from_index(0), 'cifar10').SerializeToString()\n"
+            "sys.exit('torch' in sys.modules)"
+        )
+        assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
     def test_building_is_quick(self):
         SPACE.to_onnx(NOTHING, "cifar10")  # imports
