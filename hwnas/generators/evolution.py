@@ -34,7 +34,7 @@ class RegularizedEvolution:
 
     name = "evolution"
 
-    def __init__(self, space: SearchSpace, *, population: int = 30, sample: int = 10, batch: int = 1) -> None:
+    def __init__(self, space: SearchSpace, *, population: int = 30, sample: int = 5, batch: int = 1) -> None:
         if not (1 <= sample <= population and batch >= 1):
             raise ValueError(
                 f"1 <= sample <= population and batch >= 1 are wanted, got {sample=}, {population=}, {batch=}"
