@@ -293,4 +293,6 @@ def test_a_search_on_the_tables_beats_its_own_random_start(tables_dir: Path) -> 
     end = Search(space, agnet_paper(space), Measure(MemoryStore(), plan)).run(state)
     feasible = end.violations == 0
     assert feasible[96:].mean() > 0.55, "0.42 of the space is feasible"
-    assert np.median(end.losses[feasible, 0][-30:]) < np.median(end.losses[:16, 0])
+    # feasible with feasible: what breaks the budget is larger and more accurate
+    error = end.losses[:, 0]
+    assert np.median(error[96:][feasible[96:]]) < np.median(error[:16][feasible[:16]]) - 2.0
