@@ -24,10 +24,10 @@ from hwnas.core.ledger import Ledger
 from hwnas.core.objective import Constraint, Objective
 from hwnas.core.protocols import SearchSpace
 from hwnas.core.state import SearchState
+from hwnas.generators.acquisition import chance_below, expected_excess, expected_hypervolume_improvement
 from hwnas.generators.graph_sampler import GraphSampler
-from hwnas.generators.improvement import chance_below, expected_excess, expected_hypervolume_improvement
+from hwnas.predictors.encoding import BLOCKS, Encoder
 from hwnas.predictors.gp import GaussianProcess, Posterior
-from hwnas.predictors.structure import BLOCKS, BlockEncoder
 from hwnas.spaces.codes import sample_unseen
 
 Floats = NDArray[np.float64]
@@ -114,7 +114,7 @@ class AgNet:
         self.settings = settings or Settings()
         self.drawn = Ledger()
         self._surrogate = GaussianProcess(
-            BlockEncoder(space),
+            Encoder(space),
             blocks=self.settings.blocks,
             iterations=self.settings.iterations,
             ranking=self.settings.ranking,

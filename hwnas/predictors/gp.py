@@ -1,4 +1,4 @@
-"""An exact Gaussian process for each loss, on the blocks of `hwnas.predictors.structure`.
+"""An exact Gaussian process for each loss, on the blocks of `hwnas.predictors.encoding`.
 
 k(a, b) = sum_g s_g exp(-|x_g(a) - x_g(b)|^2 / l_g) + c <x(a), x(b)>, and noise v on the diagonal: one scale and one
 length for each block g (automatic relevance of blocks, not of single columns), and a linear part over all of them.
@@ -21,7 +21,7 @@ from scipy.special import expit
 
 from hwnas.core.architecture import Architecture
 from hwnas.core.protocols import Prediction
-from hwnas.predictors.structure import BLOCKS, BlockEncoder
+from hwnas.predictors.encoding import BLOCKS, Encoder
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
@@ -59,7 +59,7 @@ class Kernel:
         blocks: The blocks with a scale and a length each.
     """
 
-    def __init__(self, encoder: BlockEncoder, blocks: Sequence[str]) -> None:
+    def __init__(self, encoder: Encoder, blocks: Sequence[str]) -> None:
         self.encoder = encoder
         self._parts = [encoder.part(block) for block in blocks]
 
@@ -94,6 +94,11 @@ class Head:
     def noise(self) -> float:
         """Variance of the noise, in squared units of the loss."""
         return float(np.exp(self.theta[-1])) * self.scale**2
+
+    @property
+    def targets(self) -> Floats:
+        """The fitted losses, those without nan."""
+        return self._target * self.scale + self.centre
 
     def condition(self, distances: Distances, targets: Floats) -> None:
         """Compute the posterior for `n` targets with the present hyper-parameters.
@@ -265,7 +270,7 @@ class GaussianProcess:
 
     def __init__(
         self,
-        encoder: BlockEncoder,
+        encoder: Encoder,
         *,
         blocks: Sequence[str] = ("code", "shape"),
         iterations: int = 8,
@@ -314,7 +319,7 @@ class GaussianProcess:
 
     def leave_one_out(self) -> list[tuple[Floats, Floats]]:
         """For each head, `n` predictions of fitted values from all others, and the values."""
-        return [(head.leave_one_out(), head._target * head.scale + head.centre) for head in self.heads]
+        return [(head.leave_one_out(), head.targets) for head in self.heads]
 
     def hyper_parameters(self) -> dict[str, Any]:
         """For `set_hyper_parameters`: arrays of logarithms."""

@@ -28,7 +28,7 @@ _PROBES = 1000  # architectures that scale and centre are taken from
 _FAR = 1e6  # longer than any path
 
 
-class BlockEncoder:
+class Encoder:
     """Encodes architectures of one space; every encoding is computed once and kept.
 
     Blocks are scaled so that two uniformly drawn architectures have a mean squared distance of 1 in each.

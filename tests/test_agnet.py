@@ -1,0 +1,283 @@
+"""The default method: the shared suite, its acquisition against Monte Carlo, its decoder, budgets, continuation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hwnas import registry
+from hwnas.core import pareto
+from hwnas.core.architecture import Architecture
+from hwnas.core.measurement import Measurement
+from hwnas.core.objective import Constraint, Objective
+from hwnas.core.protocols import Generator, SearchSpace
+from hwnas.core.state import SearchState
+from hwnas.errors import InvalidArchitecture, InvalidSetting
+from hwnas.generators.acquisition import chance_below, expected_excess, expected_hypervolume_improvement
+from hwnas.generators.agnet import AgNet, Settings, agnet
+from hwnas.generators.graph_sampler import GraphSampler
+from hwnas.spaces.codes import every, sample
+from hwnas.spaces.nb201 import NasBench201
+from hwnas.testing.generators import GeneratorSuite, through_json
+from hwnas.testing.toy import DEVICE, ToyEvaluator, ToySpace
+
+QUICK = Settings(initial=8, generated=60, uniform=40, tune_steps=3)
+
+
+class TestAgNet(GeneratorSuite):
+    seeds = (0, 1, 2)
+    steps = 5  # later all 15 feasible architectures are found, and the share falls
+
+    def make(self, space: SearchSpace) -> Generator:
+        return AgNet(space, QUICK)
+
+
+class TestWithoutGenerator(GeneratorSuite):
+    seeds = (0, 1, 2)
+
+    def make(self, space: SearchSpace) -> Generator:
+        return AgNet(space, replace(QUICK, generator=False, ranking=0.5, acquisition="mean"))
+
+
+class TestWithoutSurrogate(GeneratorSuite):
+    seeds = (0, 1, 2)
+
+    def make(self, space: SearchSpace) -> Generator:
+        return AgNet(space, replace(QUICK, surrogate=False, tune_every=1, tune_steps=12, learning_rate=3e-3))
+
+
+class TestAcquisition:
+    @pytest.mark.parametrize("m", [1, 2, 3, 4])
+    def test_improvement_is_that_of_many_draws(self, m: int) -> None:
+        rng = np.random.default_rng(m)
+        front, reference = rng.random((6, m)), np.full(m, 0.9)
+        mean, std = rng.random((5, m)), 0.05 + 0.3 * rng.random((5, m))
+        exact = expected_hypervolume_improvement(front, reference, mean, std)
+        before = pareto.hypervolume(front, reference)
+        draws = mean + std * rng.standard_normal((4000, 5, m))
+        gains = np.array([[pareto.hypervolume(np.vstack((front, y)), reference) - before for y in d] for d in draws])
+        error = gains.std(axis=0) / np.sqrt(len(draws))
+        assert (np.abs(exact - gains.mean(axis=0)) < 4 * error + 1e-6).all()
+
+    def test_without_a_front_all_up_to_the_reference_counts(self) -> None:
+        mean, std = np.array([[1.0, 2.0]]), np.array([[1e-6, 1e-6]])
+        gain = expected_hypervolume_improvement(np.zeros((0, 2)), np.array([3.0, 5.0]), mean, std)
+        assert gain == pytest.approx([6.0])
+
+    def test_dominated_and_distant_points_of_the_front_change_nothing(self) -> None:
+        rng = np.random.default_rng(0)
+        mean, std = rng.random((7, 2)), np.full((7, 2), 0.2)
+        front = np.array([[0.2, 0.6], [0.6, 0.3]])
+        more = np.array([[0.6, 0.3], [0.7, 0.7], [0.2, 0.6], [0.2, 0.8], [0.1, 5.0]])
+        few, many = (expected_hypervolume_improvement(f, np.ones(2), mean, std) for f in (front, more))
+        assert many == pytest.approx(few)
+
+    def test_a_certain_value_gains_what_it_gains(self) -> None:
+        std = np.full((1, 2), 1e-9)
+        front = np.array([[0.5, 0.5]])
+        inside = expected_hypervolume_improvement(front, np.ones(2), np.array([[0.25, 0.75]]), std)
+        behind = expected_hypervolume_improvement(front, np.ones(2), np.array([[0.6, 0.6]]), std)
+        assert (inside[0], behind[0]) == pytest.approx((0.25 * 0.25, 0.0), abs=1e-8)
+
+    def test_excess_and_chance(self) -> None:
+        one = np.ones(1)
+        assert expected_excess(1.0, one, one) == pytest.approx([1 / np.sqrt(2 * np.pi)])
+        assert chance_below(1.0, one, one) == pytest.approx([0.5])
+
+
+class TestGraphSampler:
+    def test_it_starts_uniform_on_a_space_with_fixed_edges(self) -> None:
+        sampler = GraphSampler(NasBench201())
+        assert sampler.fixed
+        likelihood = sampler.log_likelihood(
+            sample(NasBench201(), 20, rng=np.random.default_rng(0)), rng=np.random.default_rng(1)
+        )
+        assert likelihood == pytest.approx(-6 * np.log(5), abs=1e-5)
+        drawn, invalid = sampler.sample(2000, rng=np.random.default_rng(2))
+        assert invalid == 0
+        counts = np.array([[sum(a.code[p] == op for a in drawn) for op in range(5)] for p in range(6)])
+        assert (np.abs(counts - 400) < 5 * np.sqrt(400)).all()
+
+    def test_training_learns_what_positions_have_in_common(self) -> None:
+        """All operations equal: each marginal is uniform, so only samples that depend on each other can show it."""
+        sampler = GraphSampler(ToySpace(), learning_rate=1e-2)
+        targets = [Architecture("toy", (op,) * 4) for op in range(3)]
+        sampler.tune(targets, np.full(3, 1 / 3), 80, uniform=0.0, rng=np.random.default_rng(0))
+        drawn, _ = sampler.sample(300, rng=np.random.default_rng(1))
+        assert sum(a in targets for a in drawn) > 200  # 11 by independent draws
+        assert {a for a in drawn if a in targets} == set(targets)
+
+    def test_weights_act_once(self) -> None:
+        sampler = GraphSampler(ToySpace(), learning_rate=3e-3)
+        targets = [Architecture("toy", (1, 1, 1, 1)), Architecture("toy", (2, 2, 2, 2))]
+        sampler.tune(targets, np.array([0.8, 0.2]), 200, uniform=0.0, rng=np.random.default_rng(0))
+        drawn, _ = sampler.sample(1000, rng=np.random.default_rng(1))
+        share = np.mean([a == targets[0] for a in drawn if a in targets])
+        assert 0.68 < share < 0.9  # 0.94 if they acted twice
+
+    def test_free_edges_are_learned_from_unlabelled_graphs(self) -> None:
+        generator = AgNet(_FreeSpace(), replace(QUICK, pretrain_steps=120, learning_rate=1e-2))
+        sampler = generator._sampler
+        assert not sampler.fixed
+        before = len(sampler.sample(200, rng=np.random.default_rng(1))[0])
+        paid = generator.pretrain(_FreeSpace(), budget=60.0, rng=np.random.default_rng(0))
+        assert paid.pretraining_labels == 0
+        assert len(sampler.sample(200, rng=np.random.default_rng(1))[0]) > max(100, 2 * before)
+
+    def test_a_state_of_another_space_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="weights"):
+            GraphSampler(ToySpace()).load_state_dict(GraphSampler(NasBench201()).state_dict())
+
+
+def _answer(state: SearchState, chosen: Sequence[Architecture]) -> list[Measurement]:
+    wanted = dict.fromkeys((x.metric, x.device) for x in (*state.objectives, *state.constraints))
+    return list(ToyEvaluator().evaluate(chosen, list(wanted)))
+
+
+def _search(state: SearchState, generator: Generator) -> SearchState:
+    while state.remaining:
+        n = min(generator.batch_size(state), state.remaining)
+        state = state.tell(_answer(state, generator.propose(state, n, rng=state.rng("propose"))))
+        generator.update(state, rng=state.rng("update"))
+    return state
+
+
+ERROR, LATENCY = Objective("val_error_pct"), Objective("latency_ms", DEVICE)
+ENERGY, PARAMS = Objective("energy_mj", DEVICE), Objective("params_m")
+
+
+@pytest.mark.parametrize(
+    ("objectives", "budgets"),
+    [
+        ((ERROR,), ()),
+        ((ERROR,), (Constraint("params_m", 0.0004),)),
+        ((ERROR, LATENCY), (Constraint("latency_ms", 2.4, DEVICE),)),
+        ((ERROR, LATENCY), (Constraint("params_m", 0.0004), Constraint("energy_mj", 6.0, DEVICE))),
+        ((ERROR, LATENCY, ENERGY, PARAMS), (Constraint("latency_ms", 2.4, DEVICE),)),
+    ],
+)
+def test_any_objectives_and_budgets(objectives: tuple[Objective, ...], budgets: tuple[Constraint, ...]) -> None:
+    """The best error that the budgets admit is found in 32 of 81 evaluations, in most seeds."""
+    space, truth = ToySpace(), ToyEvaluator()
+    admitted = [
+        truth.truth(a, "val_error_pct")
+        for a in every(space)
+        if all(b.violation(truth.truth(a, b.metric)) == 0 for b in budgets)
+        and not any(np.isnan(truth.truth(a, o.metric)) for o in objectives)
+    ]
+    misses = []
+    for seed in (0, 1, 2):
+        state = _search(SearchState("toy", objectives, budgets, queries=32, seed=seed), AgNet(space, QUICK))
+        misses.append(state.losses[state.violations == 0, 0].min() - min(admitted))
+    assert np.median(misses) == 0.0, misses
+
+
+def test_a_budget_draws_the_search_below_it() -> None:
+    budget = (Constraint("latency_ms", 1.55, DEVICE),)
+    shares = []
+    for seed in (0, 1, 2):
+        state = _search(SearchState("toy", (ERROR, LATENCY), budget, queries=24, seed=seed), AgNet(ToySpace(), QUICK))
+        shares.append(float((state.violations[8:] == 0).mean()))
+    assert np.mean(shares) > 0.4, shares  # 15 of the 81 meet it: 0.19 by uniform draws
+
+
+def test_three_objectives_beat_uniform_draws() -> None:
+    space, objectives = ToySpace(), (ERROR, LATENCY, ENERGY)
+    rows = ToyEvaluator().evaluate(list(every(space)), [(o.metric, o.device) for o in objectives])
+    table = np.array([row.value for row in rows]).reshape(-1, 3)
+    low, high = np.nanmin(table, axis=0), np.nanmedian(table, axis=0)
+    volumes, drawn = [], []
+    for seed in range(3):
+        losses = _search(SearchState("toy", objectives, queries=24, seed=seed), AgNet(space, QUICK)).losses
+        uniform = [np.random.default_rng((seed, i)).choice(81, size=24, replace=False) for i in range(20)]
+        volumes.append(pareto.hypervolume((losses - low) / (high - low), np.ones(3)))
+        drawn.append(np.mean([pareto.hypervolume((table[i] - low) / (high - low), np.ones(3)) for i in uniform]))
+    assert np.mean(volumes) > 1.1 * np.mean(drawn), (volumes, drawn)
+
+
+def test_the_ledger_counts_what_was_drawn() -> None:
+    generator = AgNet(ToySpace(), QUICK)
+    state = SearchState("toy", (ERROR, LATENCY), queries=30)
+    state = state.tell(_answer(state, generator.propose(state, 8, rng=state.rng("propose"))))
+    assert generator.drawn.generated == 8
+    generator.update(state, rng=state.rng("update"))
+    generator.propose(state, 4, rng=state.rng("propose"))
+    assert generator.drawn.generated >= 60 + 40
+    assert 0 < generator.drawn.rejected < generator.drawn.generated
+
+
+def test_on_cells_it_continues_to_the_same_proposals() -> None:
+    """Decoder, Adam's moments and hyper-parameters go through the saved form on the real space, too."""
+
+    def made() -> AgNet:
+        return AgNet(NasBench201(), replace(QUICK, tune_every=1))
+
+    def answer(chosen: Sequence[Architecture], like: SearchState) -> list[Measurement]:
+        context = ToyEvaluator().context
+        rows = []
+        for a in chosen:
+            for o in like.objectives:
+                found = context(o.metric, o.device)
+                assert found is not None
+                rows.append(Measurement(a, o.metric, float(sum(a.code)) + (a.code[0] * 2.5), found))
+        return rows
+
+    whole, stopped = made(), made()
+    state = SearchState("nb201", (ERROR, LATENCY), queries=100)
+    for _ in range(4):
+        proposed = [tuple(g.propose(state, g.batch_size(state), rng=state.rng("propose"))) for g in (whole, stopped)]
+        assert proposed[0] == proposed[1]
+        state = state.tell(answer(proposed[0], state))
+        whole.update(state, rng=state.rng("update"))
+        stopped.update(state, rng=state.rng("update"))
+        saved, stopped = through_json(stopped.state_dict()), made()
+        stopped.load_state_dict(saved)
+
+
+def test_the_registry_knows_it_and_refuses_what_it_does_not_have() -> None:
+    made = registry.generator("agnet", ToySpace(), {"batch": 2, "ranking": 0.1})
+    assert isinstance(made, AgNet)
+    assert made.settings.batch == 2
+    assert agnet(ToySpace()).settings == Settings()
+    with pytest.raises(InvalidSetting, match="beam"):
+        registry.generator("agnet", ToySpace(), {"beam": 2})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"initial": 1}, {"batch": 0}, {"floor": 1.5}, {"ranking": -1.0}, {"acquisition": "ucb"}, {"blocks": ("ops",)}],
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="got"):
+        Settings(**wrong)
+
+
+class _FreeSpace(ToySpace):
+    """The toy space with skipped operations left out of the graph: number of nodes and edges vary."""
+
+    def to_graph(self, architecture: Architecture) -> Any:
+        from hwnas.core.graph import ArchGraph
+
+        ops, edges = ["input"], []
+        last = []
+        for branch in (architecture.code[:2], architecture.code[2:]):
+            source = 0
+            for op in branch:
+                if op:
+                    ops.append(("skip", "conv", "pool")[op])
+                    edges.append((source, len(ops) - 1))
+                    source = len(ops) - 1
+            last.append(source)
+        end = len(ops)
+        edges.extend((source, end) for source in set(last))
+        return ArchGraph((*ops, "output"), tuple(sorted(edges)))
+
+    def from_graph(self, graph: Any) -> Architecture:
+        for architecture in every(self):
+            if self.to_graph(architecture) == graph:
+                return architecture
+        raise InvalidArchitecture("no graph of the free space")
