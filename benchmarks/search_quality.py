@@ -153,7 +153,8 @@ def search_optuna(
 def run_one(bench: Bench, protocol: str, name: str, method: str, seed: int, queries: int) -> dict[str, Any]:
     """One search with its figures as plain values."""
     task = bench.task(name)
-    limit = BUDGETS[task.device] if protocol == "budget" else None
+    # the limits are values of the tables: eyeriss stores its 0.976 as 0.9760000000000002, which meets the budget
+    limit = BUDGETS[task.device] * (1 + 1e-9) if protocol == "budget" else None
     searcher: Callable[..., tuple[list[int], dict[str, Any]]]
     searcher = search_optuna if method in PEERS else search_ours
     start = time.process_time()
