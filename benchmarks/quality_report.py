@@ -70,8 +70,8 @@ def _front_part(records: Records) -> list[str]:
     lines = [
         "Two objectives, error and latency, no budget. gap = 1 - HV(found)/HV(true front) after scaling by the table's",
         "minimum and median, reference point = the medians; regret = mean over latency limits at the 5, 20 and 50 %",
-        "quantiles of (best error found within the limit - best in the table), in points of accuracy, 10 where nothing is",
-        "feasible; recall = share of the true front's points. Mean over tasks, ± half width of the 95 % interval over",
+        "quantiles of (best error found within the limit - best in the table), in points of accuracy, 10 where nothing",
+        "is feasible; recall = share of the true front's points. Mean over tasks, ± half width of the 95 % interval over",
         "seeds. Lower is better but for recall.",
         "CIFAR-10 is searched on validation, the others on test (the tables have no validation there).",
         "",
@@ -137,8 +137,8 @@ def _budget_part(records: Records) -> list[str]:
         "## One latency budget: best feasible test accuracy after 192 evaluations",
         "",
         "ImageNet16-120. Mean over seeds, in brackets the lowest and the highest; the last columns are the original",
-        "AG-Net code on the same tables (mean of two seeds) and the best in the table. Nothing is reported where a search",
-        "found nothing feasible.",
+        "AG-Net code on the same tables (mean of two seeds) and the best in the table. Nothing is reported where a",
+        "search found nothing feasible.",
         "",
     ]
     names = methods(records)
