@@ -71,8 +71,8 @@ def _front_part(records: Records) -> list[str]:
         "Two objectives, error and latency, no budget. gap = 1 - HV(found)/HV(true front) after scaling by the table's",
         "minimum and median, reference point = the medians; regret = mean over latency limits at the 5, 20 and 50 %",
         "quantiles of (best error found within the limit - best in the table), in points of accuracy, 10 where nothing",
-        "is feasible; recall = share of the true front's points. Mean over tasks, ± half width of the 95 % interval over",
-        "seeds. Lower is better but for recall.",
+        "is feasible; recall = share of the true front's points. Mean over tasks, ± half width of the 95 % interval",
+        "over seeds. Lower is better but for recall.",
         "CIFAR-10 is searched on validation, the others on test (the tables have no validation there).",
         "",
     ]
