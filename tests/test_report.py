@@ -22,7 +22,7 @@ from hwnas.core.measurement import Context, Measurement, Source, Status
 from hwnas.core.objective import Constraint, Objective
 from hwnas.core.state import SearchState
 from hwnas.core.wording import certainty, provenance
-from hwnas.report.axes import projections, staircase
+from hwnas.report.axes import feasible_area, projections, staircase
 from hwnas.report.cells import BOX, HEIGHT, cell_svg, layout, short
 from hwnas.report.plots import every_plot
 from hwnas.report.view import hypervolume_curve, live_graph
@@ -61,6 +61,7 @@ CASES = {
     "three objectives": lambda: search(ERROR, LATENCY, ENERGY),
     "nothing feasible": lambda: search(bound=0.01),
     "interrupted": lambda: search(count=10),
+    "first ones over budget": lambda: search(bound=1.0),
     "one evaluation": lambda: search(count=1),
     "none": lambda: search(count=0),
 }
@@ -72,7 +73,7 @@ def view(request: pytest.FixtureRequest) -> report.RunView:
 
 
 def measured(index: int, error: float, latency: float, half: float) -> list[Measurement]:
-    architecture = Architecture("toy", (0, 0, index // 3, index % 3))
+    architecture = Architecture("toy", (0, index // 9, index // 3 % 3, index % 3))
     where = Context(Source.MEASURED, device=DEVICE, runtime="ort-cpu", precision="fp32", batch=1)
     return [
         Measurement(architecture, "val_error_pct", error, Context(Source.TABLE, seed="mean")),
@@ -243,7 +244,7 @@ def test_summary_names_an_order_that_the_intervals_leave_open_and_an_uncertain_b
     ).tell(measured(0, 10.0, 4.0, 0.3))
     told = " ".join(report.sentences(view_of(tight)))
     assert "reaches 4.300 ms, beyond the budget" in told
-    assert "97.6 % of the budget" in told
+    assert "97.6 % of the latency budget" in told
 
 
 # -- terminal and JSON -------------------------------------------------------------------------------------------------
@@ -271,6 +272,26 @@ def test_terminal_limit_keeps_the_marked_rows() -> None:
     assert view.recommended is not None
     assert view.texts[view.recommended] in shown
     assert re.search(rf"{len(view.front)} of 81 evaluated, \d+ of them shown", " ".join(shown.split()))
+
+
+@pytest.mark.parametrize(
+    ("width", "all_numbers", "notation"), [(150, True, True), (80, False, True), (62, False, False)]
+)
+def test_terminal_shows_what_its_width_allows(width: int, all_numbers: bool, notation: bool) -> None:
+    front = search().front().architectures
+    extra = [Measurement(a, m, 1.5, Context(Source.TABLE)) for a in front for m in ("params_m", "test_error_pct")]
+    view = view_of(search(), extra=extra)
+    shown = text(report.full(view), width)
+    rows = [line for line in shown.splitlines() if line.startswith("│") and view_row(line)]
+    assert len(rows) == min(20, len(view.front))  # none is broken into several lines
+    assert ("parameters" in shown.split("├")[0].split("★ recommended")[0]) == all_numbers
+    assert view.recommended is not None
+    name = view.texts[view.recommended] if notation else view.state.architectures[view.recommended].key
+    assert sum(name in row for row in rows) == 1
+
+
+def view_row(line: str) -> bool:
+    return re.match(r"│ [★◆≈]* *│ +\d+ │", line) is not None
 
 
 def test_nothing_feasible_says_so_and_shows_the_nearest() -> None:
@@ -358,6 +379,8 @@ def test_page_shows_the_state_numbers(view: report.RunView) -> None:
     assert all(drawn[i] == (x[i], y[i]) for i in drawn)
     if view.feasible.any():
         assert figures["hypervolume"]["data"][0]["y"] == view.hypervolumes.tolist()
+        # a gap, not a zero, before the first feasible architecture
+        assert figures["best"]["data"][0]["y"] == [None if v != v else v for v in view.best_values.tolist()]
     elements = {attributes.get("id") for _, attributes in page.elements}
     assert set(figures) <= elements, "a plot without a place"
     told = "".join(page.visible)
@@ -399,6 +422,51 @@ def test_intervals_become_error_bars() -> None:
     assert trace["error_x"]["array"] == [pytest.approx(0.25)]
     assert trace["error_x"]["arrayminus"] == [pytest.approx(0.25)]
     assert "error_y" not in trace
+
+
+def test_a_lopsided_interval_shows_both_sides() -> None:
+    (error, latency) = measured(0, 10.0, 4.0, 0.25)
+    wide = Measurement(latency.architecture, latency.metric, 4.0, latency.context, Status.OK, (3.9, 4.5))
+    state = SearchState("toy", (Objective(*ERROR), Objective(*LATENCY)), queries=1).tell([error, wide])
+    view = view_of(state)
+    assert view.value_text(0, LATENCY) == "4.000 +0.500 -0.100 ms"
+    (trace,) = every_plot(view)["front-0"]["data"]
+    assert trace["error_x"]["array"] == [pytest.approx(0.5)]
+    assert trace["error_x"]["arrayminus"] == [pytest.approx(0.1)]
+
+
+def test_feasible_area_meets_every_budget_of_the_plot() -> None:
+    state = search(bound=2.0)
+    both = SearchState(
+        "toy", state.objectives, (*state.constraints, Constraint("val_error_pct", 40.0)), archive=state.archive
+    )
+    view = view_of(both)
+    (plot,) = projections(view)
+    area = feasible_area(view, plot)
+    assert area is not None
+    (left, right), (bottom, top) = area
+    assert (right, top) == (2.0, 40.0)
+    x, y = plot.coordinates(view)
+    inside = (left <= x) & (x <= right) & (bottom <= y) & (y <= top)
+    assert np.array_equal(inside, view.feasible)
+    assert inside.any()
+    assert feasible_area(view_of(search(bound=None)), plot) is None
+
+
+@pytest.mark.parametrize("bad", [1, 9])
+def test_few_failed_networks_do_not_flatten_the_plot(bad: int) -> None:
+    rows = [row for i in range(12) for row in measured(i, 90.0 if i < bad else 9.0 + i / 10, 4.0 + i, 0.1)]
+    state = SearchState("toy", (Objective(*ERROR), Objective(*LATENCY)), queries=12).tell(rows)
+    axis = every_plot(view_of(state))["front-0"]["layout"]["yaxis"]
+    if bad == 1:
+        assert axis["type"] == "log"
+        assert 10 ** axis["range"][0] < 9.0 < 90.0 < 10 ** axis["range"][1]
+    else:
+        assert "type" not in axis
+        assert axis["range"][0] < 9.0 < 90.0 < axis["range"][1]
+    (axes,) = report.front_figure(view_of(state)).axes
+    assert axes.get_yscale() == ("log" if bad == 1 else "linear")
+    assert axes.get_ylim()[0] < 9.0 < 90.0 < axes.get_ylim()[1]
 
 
 def test_hostile_text_stays_text() -> None:

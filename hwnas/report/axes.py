@@ -124,15 +124,47 @@ def span(view: RunView, projection: Projection) -> tuple[tuple[float, float], tu
     """Limits of both axes: all points, intervals and budgets with a margin; (0, 1) where there is nothing."""
     bounds = projection.bounds(view)
     pairs = zip(projection.coordinates(view), projection.spreads(view), bounds, strict=True)
-    low_high = [_limits(values, widths, [c.bound for c in budgets]) for values, widths, budgets in pairs]
-    return low_high[0], low_high[1]
+    logs = (False, logarithmic(view, projection))
+    across, up = (
+        _limits(values, spreads, [c.bound for c in budgets], log)
+        for (values, spreads, budgets), log in zip(pairs, logs, strict=True)
+    )
+    return across, up
 
 
-def _limits(values: NDArray[np.float64], spreads: NDArray[np.float64], bounds: list[float]) -> tuple[float, float]:
+def feasible_area(view: RunView, projection: Projection) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """The part of the plot that meets every budget shown in it, as limits of both axes; None without budgets."""
+    if not any(projection.bounds(view)):
+        return None
+    sides = []
+    for (low, high), constraints in zip(span(view, projection), projection.bounds(view), strict=True):
+        above = [c.bound for c in constraints if c.goal == "max"]
+        below = [c.bound for c in constraints if c.goal == "min"]
+        sides.append((max([low, *above]), min([high, *below])))
+    return sides[0], sides[1]
+
+
+def logarithmic(view: RunView, projection: Projection) -> bool:
+    """Whether the vertical axis is better logarithmic: a few failed networks (90 % error) would else press all
+    others into its lowest quarter, where the front is."""
+    _, y = projection.coordinates(view)
+    good = y[np.isfinite(y)]
+    if good.size < 10 or good.min() <= 0 or good.max() < 5 * good.min():
+        return False
+    return bool(np.median(good) < good.min() + 0.25 * (good.max() - good.min()))
+
+
+def _limits(
+    values: NDArray[np.float64], spreads: NDArray[np.float64], bounds: list[float], log: bool
+) -> tuple[float, float]:
     good = np.isfinite(values)
-    every = np.concatenate([(values - spreads[:, 0])[good], (values + spreads[:, 1])[good], bounds])
+    every = np.concatenate([(values - spreads[:, 0])[good], (values + spreads[:, 1])[good], values[good], bounds])
+    if log:
+        every = every[every > 0]
     if not every.size:
         return 0.0, 1.0
     low, high = float(every.min()), float(every.max())
+    if log:
+        return low / 1.15, high * 1.15
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     return low - margin, high + margin

@@ -11,7 +11,18 @@ import numpy as np
 
 from hwnas import atomic
 from hwnas.core.wording import heading, known
-from hwnas.report.axes import BLUE, GREEN, ORANGE, Projection, groups, projections, span, staircase
+from hwnas.report.axes import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    Projection,
+    feasible_area,
+    groups,
+    logarithmic,
+    projections,
+    span,
+    staircase,
+)
 from hwnas.report.view import RunView
 
 if TYPE_CHECKING:
@@ -99,22 +110,15 @@ def _draw_front(axes: Axes, view: RunView, plot: Projection) -> None:
     x, y = plot.coordinates(view)
     wide, high = plot.spreads(view)
     (left, right), (bottom, top) = span(view, plot)
-    _draw_budgets(axes, view, plot, (left, bottom))
+    _draw_budgets(axes, view, plot)
     stairs = staircase(view, plot)
     axes.plot(*stairs, color=ORANGE, lw=1.2, zorder=2)
     for group in groups(view):
         rows = [i for i in group.indices if np.isfinite(x[i]) and np.isfinite(y[i])]
         if np.any(wide[rows] > 0) or np.any(high[rows] > 0):
-            axes.errorbar(
-                x[rows],
-                y[rows],
-                xerr=wide[rows].T,
-                yerr=high[rows].T,
-                fmt="none",
-                ecolor=group.colour,
-                lw=0.8,
-                zorder=2,
-            )
+            # the intervals of the many others must not hide the front
+            bars: dict[str, Any] = {"ecolor": group.colour, "alpha": 1.0 if group.size > 8 else 0.35, "lw": 0.8}
+            axes.errorbar(x[rows], y[rows], xerr=wide[rows].T, yerr=high[rows].T, fmt="none", zorder=2, **bars)
         hollow = group.plotly.endswith("open") and group.matplotlib != "x"
         axes.scatter(
             x[rows],
@@ -128,13 +132,15 @@ def _draw_front(axes: Axes, view: RunView, plot: Projection) -> None:
             zorder=4 if group.size > 8 else 3,
         )
     axes.set_xlim(left, right)
+    if logarithmic(view, plot):
+        _logarithmic(axes)
     axes.set_ylim(bottom, top)
     across, up = plot.titles(view)
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     told = [f"{heading(*c).split(' [')[0]}: {view.sources[c]}" for c in (plot.x, plot.y) if c is not None]
     axes.set_title(
-        "\n".join(fill(line, 100, break_on_hyphens=False) for line in told), fontsize=6.5, loc="left", color="0.35"
+        "\n".join(fill(line, 112, break_on_hyphens=False) for line in told), fontsize=6.5, loc="left", color="0.35"
     )
     if view.n == 0:
         _say(axes, "nothing evaluated yet")
@@ -146,16 +152,23 @@ def _draw_front(axes: Axes, view: RunView, plot: Projection) -> None:
     _plain(axes)
 
 
-def _draw_budgets(axes: Axes, view: RunView, plot: Projection, corner: tuple[float, float]) -> None:
-    on_x, on_y = plot.bounds(view)
-    for constraint in on_x:
-        axes.axvline(constraint.bound, color="black", ls="--", lw=1.0, label=f"budget: {constraint}", zorder=1)
-        if constraint.goal == "min":
-            axes.axvspan(corner[0], constraint.bound, color=GREEN, alpha=0.08, lw=0, label="feasible", zorder=0)
-    for constraint in on_y:
-        axes.axhline(constraint.bound, color="black", ls=":", lw=1.0, label=f"budget: {constraint}", zorder=1)
-        if constraint.goal == "min":
-            axes.axhspan(corner[1], constraint.bound, color=GREEN, alpha=0.08, lw=0, label="feasible", zorder=0)
+def _draw_budgets(axes: Axes, view: RunView, plot: Projection) -> None:
+    for constraints, line, style in zip(plot.bounds(view), (axes.axvline, axes.axhline), ("--", ":"), strict=True):
+        for constraint in constraints:
+            line(constraint.bound, color="black", ls=style, lw=1.0, label=f"budget: {constraint}", zorder=1)
+    area = feasible_area(view, plot)
+    if area is not None:
+        (x0, x1), (y0, y1) = area
+        axes.fill_between([x0, x1], y0, y1, color=GREEN, alpha=0.08, lw=0, label="feasible", zorder=0)
+
+
+def _logarithmic(axes: Axes) -> None:
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _reference(view: RunView) -> str:

@@ -5,6 +5,7 @@ Colours that depend on the page's theme are written @fg, @muted, @grid, @bg, @ca
 
 from __future__ import annotations
 
+import math
 from html import escape
 from typing import Any
 
@@ -12,7 +13,20 @@ import numpy as np
 
 from hwnas.core.objective import Constraint
 from hwnas.core.wording import heading, known
-from hwnas.report.axes import BLUE, GREEN, GREY, ORANGE, Group, Projection, groups, projections, span, staircase
+from hwnas.report.axes import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    Group,
+    Projection,
+    feasible_area,
+    groups,
+    logarithmic,
+    projections,
+    span,
+    staircase,
+)
 from hwnas.report.view import Column, Floats, RunView
 
 Figure = dict[str, Any]
@@ -35,6 +49,8 @@ def front_plot(view: RunView, plot: Projection) -> Figure:
     (left, right), (bottom, top) = span(view, plot)
     layout = _layout(across, up)
     layout["xaxis"]["range"], layout["yaxis"]["range"] = [left, right], [bottom, top]
+    if logarithmic(view, plot):
+        layout["yaxis"] |= {"type": "log", "range": [math.log10(bottom), math.log10(top)], **_log_ticks(bottom, top)}
     layout["shapes"], layout["annotations"] = _budgets(view, plot)
     layout["legend"] = {"orientation": "h", "y": -0.16, "yanchor": "top", "x": 0}
     if view.failed.any():
@@ -120,7 +136,7 @@ def _points(view: RunView, plot: Projection, group: Group) -> Figure:
         if spread.any():
             trace[name] = {
                 "type": "data", "symmetric": False, "array": _numbers(spread[:, 1]),
-                "arrayminus": _numbers(spread[:, 0]), "thickness": 1, "width": 2, "color": colour,
+                "arrayminus": _numbers(spread[:, 0]), "thickness": 1, "width": 2, "color": _faint(group),
             }  # fmt: skip
     return trace
 
@@ -148,29 +164,39 @@ def _line(view: RunView, values: Floats, name: str, colour: str) -> Figure:
     }
 
 
+def _log_ticks(low: float, high: float) -> Figure:
+    # plotly would write 2 and 5 where it means 20 and 50
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
+    return {"tickmode": "array", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+
+
 def _budgets(view: RunView, plot: Projection) -> tuple[list[Figure], list[Figure]]:
     shapes: list[Figure] = []
     notes: list[Figure] = []
+    area = feasible_area(view, plot)
+    if area is not None:
+        (x0, x1), (y0, y1) = area
+        box = {"type": "rect", "x0": x0, "x1": x1, "y0": y0, "y1": y1, "layer": "below"}
+        shapes.append({**box, "fillcolor": GREEN, "opacity": 0.09, "line": {"width": 0}})
     for axis, other, constraints, limits in zip("xy", "yx", plot.bounds(view), span(view, plot), strict=True):
         for constraint in constraints:
             ends = {f"{axis}0": constraint.bound, f"{axis}1": constraint.bound, f"{other}0": 0, f"{other}1": 1}
             place = {**ends, f"{axis}ref": axis, f"{other}ref": "paper"}
             shapes.append({"type": "line", **place, "line": {"color": "@fg", "width": 1.5, "dash": "dash"}})
-            notes.append(_budget_note(constraint, axis, limits))
-            if constraint.goal == "min":
-                area = {**place, f"{axis}0": limits[0], "line": {"width": 0}, "layer": "below"}
-                shapes.append({"type": "rect", **area, "fillcolor": GREEN, "opacity": 0.09})
+            notes.append(_budget_note(constraint, axis, limits, axis == "y" and logarithmic(view, plot)))
     return shapes, notes
 
 
-def _budget_note(constraint: Constraint, axis: str, limits: tuple[float, float]) -> Figure:
+def _budget_note(constraint: Constraint, axis: str, limits: tuple[float, float], log: bool) -> Figure:
     # above the plot for a vertical line, so that no point lies under the words; turned inwards near an end
     share = (constraint.bound - limits[0]) / (limits[1] - limits[0])
+    height = math.log10(constraint.bound) if log else constraint.bound  # plotly wants this for notes, not for lines
     side = "left" if share < 0.25 else "right" if share > 0.75 else "center"
     place: Figure = (
         {"x": constraint.bound, "xref": "x", "y": 1.0, "yref": "paper", "xanchor": side, "yanchor": "bottom"}
         if axis == "x"
-        else {"y": constraint.bound, "yref": "y", "x": 0.99, "xref": "paper", "yanchor": "bottom", "xanchor": "right"}
+        else {"y": height, "yref": "y", "x": 0.99, "xref": "paper", "yanchor": "bottom", "xanchor": "right"}
     )
     return {"text": f"budget: {escape(str(constraint))}", "showarrow": False, "font": {"color": "@fg"}, **place}
 
@@ -202,6 +228,14 @@ def _numbers(values: Floats) -> list[float | None]:
 def _themed(colour: str) -> str:
     # the palette's blue is too dark on a dark page; the page's accent is a blue for either
     return "@accent" if colour == BLUE else colour
+
+
+def _faint(group: Group) -> str:
+    """The colour of a group's intervals: strong for the few that matter, weak for the many others."""
+    if group.size > 8:
+        return group.colour
+    red, green, blue = bytes.fromhex(group.colour.removeprefix("#"))
+    return f"rgba({red},{green},{blue},0.4)"
 
 
 def _axis_label(column: Column) -> str:

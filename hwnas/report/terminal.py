@@ -2,40 +2,71 @@
 
 from __future__ import annotations
 
-from rich.console import Group, RenderableType
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from hwnas.core.wording import known, quantity
-from hwnas.report.view import RunView
+from hwnas.report.view import Column, RunView
 
 STAR, KNEE, NEAREST = "★", "◆", "≈"
 
 
-def front_table(view: RunView, limit: int | None = 20) -> Table:
+def front_table(
+    view: RunView, limit: int | None = 20, *, columns: Sequence[Column] | None = None, keys: bool = False
+) -> Table:
     """The front, recommended architecture marked ★ and the knee ◆; where nothing is feasible, the nearest one.
 
     Args:
         view: What to show.
         limit: At most so many rows, spread over the front, the marked ones always; None for all.
+        columns: Which numbers; all of `view.columns` when not given.
+        keys: Write architectures as keys, which are shorter than the space's notation.
     """
+    shown_columns = view.columns if columns is None else columns
     rows = list(view.front) or ([view.nearest] if view.nearest is not None else [])
     shown = _spread(rows, limit, keep=(view.recommended, view.knee))
     table = Table(title=_table_title(view, len(rows), len(shown)), title_justify="left", caption_justify="left")
     table.add_column("", no_wrap=True)
     table.add_column("query", justify="right", no_wrap=True)
-    for column in view.columns:
+    for column in shown_columns:
         what = known(column[0])
         unit = f" [{what.unit}]" if what.unit else ""
         table.add_column(Text(f"{what.title}{unit}" + (f"\n{column[1]}" if column[1] else "")), justify="right")
-    table.add_column("architecture", overflow="fold")
+    table.add_column("key" if keys else "architecture", overflow="fold")
     for index in shown:
-        values = [Text(view.value_text(index, column, unit=False)) for column in view.columns]
+        values = [Text(view.value_text(index, column, unit=False)) for column in shown_columns]
         style = "bold green" if index == view.recommended else "yellow" if index == view.nearest else None
-        table.add_row(marks(view, index), str(index + 1), *values, Text(view.texts[index]), style=style)
-    table.caption = Text("\n".join(legend(view)))
+        name = view.state.architectures[index].key if keys else view.texts[index]
+        table.add_row(marks(view, index), str(index + 1), *values, Text(name), style=style)
+    left_out = [known(column[0]).title for column in view.columns if column not in shown_columns]
+    more = [f"in a wider terminal also: {', '.join(left_out)}"] if left_out else []
+    table.caption = Text("\n".join(legend(view, shown_columns) + more))
     return table
+
+
+@dataclass(frozen=True)
+class FittingTable:
+    """The front's table with as much as the terminal is wide enough for: first all numbers and the space's notation,
+    then objectives and budgets only, then keys instead of the notation."""
+
+    view: RunView
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        asked = _wanted(self.view)
+        tables = [
+            front_table(self.view),
+            front_table(self.view, columns=asked),
+            front_table(self.view, keys=True),
+            front_table(self.view, columns=asked, keys=True),
+        ]
+        wide = options.update(max_width=10_000)
+        fitting = (t for t in tables if console.measure(t, options=wide).maximum <= options.max_width)
+        yield next(fitting, tables[-1])
 
 
 def summary(view: RunView) -> RenderableType:
@@ -45,8 +76,8 @@ def summary(view: RunView) -> RenderableType:
 
 
 def full(view: RunView) -> RenderableType:
-    """Table and summary together."""
-    return Group(front_table(view), summary(view))
+    """Table, as wide as the terminal allows, and summary together."""
+    return Group(FittingTable(view), summary(view))
 
 
 def marks(view: RunView, index: int) -> str:
@@ -55,7 +86,7 @@ def marks(view: RunView, index: int) -> str:
     return "".join(mark for mark, marked in pairs if marked == index)
 
 
-def legend(view: RunView) -> list[str]:
+def legend(view: RunView, columns: Sequence[Column]) -> list[str]:
     """What the marks mean and, for each column, where its numbers come from and how sure they are."""
     lines = []
     if view.recommended is not None:
@@ -64,7 +95,7 @@ def legend(view: RunView) -> list[str]:
         lines.append(f"{NEAREST} misses a budget by least")
     shown = view.recommended if view.recommended is not None else view.nearest
     sure = {} if shown is None else view.certainties(shown)
-    for column in view.columns:
+    for column in columns:
         words = sure.get(column)
         lines.append(f"{view.title(column)}: {view.sources[column]}" + (f"; {words}" if words else ""))
     return lines
@@ -135,7 +166,7 @@ def _room(view: RunView) -> list[str]:
         if row is None:
             continue
         share = 100 * row.value / constraint.bound
-        text = f"It uses {share:.1f} % of the budget ({quantity(row.metric, row.value)})"
+        text = f"It uses {share:.1f} % of the {known(row.metric).title} budget ({quantity(row.metric, row.value)})"
         worst = None if row.interval is None else row.interval[1 if constraint.goal == "min" else 0]
         if worst is not None and constraint.violation(worst) > 0:
             text += f"; its interval reaches {quantity(row.metric, worst)}, beyond the budget: not certain"
@@ -173,6 +204,10 @@ def _ledger(view: RunView) -> list[str]:
 
 
 def _values(view: RunView, index: int) -> str:
-    wanted = {(o.metric, o.device): None for o in view.state.objectives}
-    wanted |= {(c.metric, c.device): None for c in view.state.constraints}
-    return ", ".join(f"{known(metric).title} {view.value_text(index, (metric, device))}" for metric, device in wanted)
+    return ", ".join(f"{known(c[0]).title} {view.value_text(index, c)}" for c in _wanted(view))
+
+
+def _wanted(view: RunView) -> tuple[Column, ...]:
+    """Objectives and budgets: what was asked about."""
+    objectives = [(o.metric, o.device) for o in view.state.objectives]
+    return tuple(dict.fromkeys([*objectives, *((c.metric, c.device) for c in view.state.constraints)]))

@@ -237,7 +237,7 @@ class RunView:
         return heading(*column)
 
     def value_text(self, index: int, column: Column, *, unit: bool = True) -> str:
-        """A value for people with its interval: "4.213 ± 0.041 ms", lopsided ones as "4.2 (4.1 to 4.6) ms".
+        """A value for people with its interval: "4.213 ± 0.041 ms", lopsided ones as "4.2 +0.4 -0.1 ms".
 
         Where there is no number it is the status.
         """
@@ -249,9 +249,9 @@ class RunView:
         number = quantity(row.metric, row.value, unit=False)
         if row.interval is None or row.half_width == 0:
             return quantity(row.metric, row.value, unit=unit)
-        low, high = (quantity(row.metric, edge, unit=False) for edge in row.interval)
-        lopsided = abs(row.interval[1] + row.interval[0] - 2 * row.value) > 0.2 * row.half_width
-        wide = f"({low} to {high})" if lopsided else f"± {quantity(row.metric, row.half_width, unit=False)}"
+        down, up = row.value - row.interval[0], row.interval[1] - row.value
+        half, less, more = (quantity(row.metric, x, unit=False) for x in (row.half_width, down, up))
+        wide = f"+{more} -{less}" if abs(up - down) > 0.4 * row.half_width else f"± {half}"
         name = known(row.metric).unit if unit else ""
         return f"{number} {wide} {name}".rstrip()
 
