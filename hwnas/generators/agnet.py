@@ -33,6 +33,8 @@ from hwnas.spaces.codes import sample_unseen
 Floats = NDArray[np.float64]
 
 _FEWEST = 4  # successful evaluations before anything is predicted
+_WIDER = (0.75, 0.9, 1.0)  # quantiles for the reference point where objectives contradict each other too much
+_INSIDE = 0.02  # share of uniform samples that have to be better than the reference point
 _EARLY = 8  # steps in which hyper-parameters are fitted every time
 
 
@@ -49,7 +51,8 @@ class Settings:
         generated: Decoder samples in the pool.
         uniform: Uniform samples in the pool.
         neighbours: At most so many one-step neighbours of the front in the pool.
-        reference: Quantile of the predictions for uniform samples that gives the reference point.
+        reference: Quantile of the predictions for uniform samples that gives the reference point, in each objective:
+            what is worse in any of them is not looked for. 1 asks for the whole front.
         exploit: With budgets: share of a batch that is chosen for the first objective alone.
         blocks: Blocks of the encoding with a kernel each: "code", "live", "shape".
         refit: Steps between fits of the surrogate's hyper-parameters (every step at first).
@@ -298,9 +301,9 @@ class _Chooser:
     def _nearest(self, mean: Floats, std: Floats) -> Floats:
         """Where no improvement is in sight: the likeliest to meet the budgets; without budgets the least known."""
         if not self._goal.bounds:
-            return np.asarray(std / std.max(axis=0)).sum(axis=1)
+            return np.asarray(np.asarray(std / std.max(axis=0)).sum(axis=1))
         chances = [log_ndtr((bound - mean[:, column]) / std[:, column]) for column, bound in self._goal.bounds]
-        return np.asarray(sum(chances))
+        return np.asarray(np.sum(chances, axis=0))
 
     def _believe(self, row: int) -> None:
         mean = self._posterior.mean[row]
@@ -310,7 +313,8 @@ class _Chooser:
 
     def _reference_point(self, uniform: int) -> Floats:
         """A quantile of the predictions for those uniform samples that promise to succeed and meet the budgets;
-        where fewer than `batch` do, for that many likeliest ones. Bounded objectives end at their bound."""
+        where only a few do, for the likeliest ones. Bounded objectives end at their bound. With many contradicting
+        objectives hardly anything is better than the median in all of them; the quantile is then raised."""
         m = self._goal.objectives
         mean, std = self._posterior.mean[:uniform], self._posterior.std[:uniform]
         chance = self._posterior.success[:uniform].copy()
@@ -320,11 +324,15 @@ class _Chooser:
         likely = np.flatnonzero(chance > 0.5)
         if len(likely) < enough:
             likely = np.argsort(-chance, kind="stable")[:enough]
-        point = np.quantile(mean[likely, :m], self._settings.reference, axis=0)
-        for column, bound in self._goal.bounds:
-            if column < m:
-                # inside the budget every latency is welcome: the bound itself, not a quantile of what meets it
-                point[column] = bound
+        point = np.zeros(m)
+        for quantile in (self._settings.reference, *_WIDER):
+            point = np.quantile(mean[likely, :m], max(quantile, self._settings.reference), axis=0)
+            for column, bound in self._goal.bounds:
+                if column < m:
+                    # inside the budget every latency is welcome: the bound itself, not a quantile of what meets it
+                    point[column] = bound
+            if (mean[likely, :m] < point).all(axis=1).mean() >= _INSIDE:
+                break
         return np.asarray(point)
 
 

@@ -91,8 +91,10 @@ class GraphSampler:
         torch_rng = torch_generator(rng)
         free = round(uniform * self.batch) if len(architectures) else self.batch
         for _ in range(steps):
-            rows = rng.choice(len(architectures), size=self.batch - free, p=weights) if free < self.batch else []
-            chosen = [architectures[row] for row in rows] + sample(self.space, free, rng=rng)
+            chosen = sample(self.space, free, rng=rng)
+            if free < self.batch:
+                rows = rng.choice(len(architectures), size=self.batch - free, p=weights)
+                chosen += [architectures[row] for row in rows]
             graphs = self._dense([self.space.to_graph(architecture) for architecture in chosen])
             z = torch.randn((len(chosen), self._decoder.config.latent), generator=torch_rng)
             self._adam.zero_grad()

@@ -338,9 +338,9 @@ class GaussianProcess:
         distances = self.kernel.distances(self._features, self._features)
         succeeded = np.isfinite(losses).all(axis=1)
         self._failures = not bool(succeeded.all())
-        tasks = [(head, losses[:, j]) for j, head in enumerate(self.heads)]
+        tasks: list[tuple[Head, Floats]] = [(head, losses[:, j]) for j, head in enumerate(self.heads)]
         if self._failures:
-            tasks.append((self._success, succeeded.astype(np.float64)))
+            tasks.append((self._success, np.asarray(succeeded, dtype=np.float64)))
         for head, targets in tasks:
             if optimise:
                 head.optimise(distances, targets, self.iterations)
