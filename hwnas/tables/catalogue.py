@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -159,15 +160,9 @@ def write(table: pa.Table, kind: Kind, folder: Path, *, source: str) -> TableInf
     except OSError as error:
         raise DataError(f"{target} could not be written ({error}); what was there is unchanged") from error
     finally:
-        _forget(temporary)
+        with contextlib.suppress(OSError):  # it was renamed, or the folder cannot be written
+            temporary.unlink()
     return inspect(target, kind)
-
-
-def _forget(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:  # an unwritable folder: nothing was written either
-        return
 
 
 def _read(path: Path, columns: Mapping[str, str] | None) -> dict[Kind, pa.Table]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from datetime import UTC, datetime
@@ -59,7 +60,8 @@ def fetch(
     except OSError as error:
         raise DataError(f"{where}: the download could not be written ({error})") from error
     finally:
-        pickle.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder that cannot be written: nothing was downloaded
+            pickle.unlink()
     if not replace and (where / FBNET.file).exists():
         tables.pop(FBNET, None)  # not what was asked for; the one that is there stays
     told = f"{url} (git blob {blob}), fetched {datetime.now(UTC).date().isoformat()}"

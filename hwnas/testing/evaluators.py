@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import cached_property
 
 import numpy as np
@@ -161,9 +161,6 @@ class EvaluatorSuite:
         assert random.getstate() == theirs
 
 
-def _told(rows: Sequence[Measurement] | object) -> dict[tuple[str, ...], object]:
+def _told(rows: Iterable[Measurement]) -> dict[tuple[str, ...], object]:
     """Rows as comparable values (nan does not equal itself)."""
-    return {
-        (row.architecture.key, row.metric, row.context.device or ""): row.to_json()
-        for row in rows  # type: ignore[attr-defined]
-    }
+    return {(row.architecture.key, row.metric, row.context.device or ""): row.to_json() for row in rows}
