@@ -84,29 +84,28 @@ def search_ours(
     plan = tuple(((o.metric, o.device), evaluator) for o in objectives)
     generator = registry.generator(name, bench.space)
     told: list[Ledger] = []
-    correlations: list[list[float]] = []
+    pools: list[Any] = []
 
     def watch(state: SearchState, ledger: Ledger) -> None:
         told.append(ledger)
         if getattr(generator, "last_candidates", None):
-            correlations.append(rank_correlations(bench, task, generator.last_candidates))
+            pools.append(generator.last_candidates)
 
     search = Search(bench.space, generator, Measure(MemoryStore(), plan))
     state = search.run(SearchState(bench.space.name, objectives, budgets, queries, seed), on_step=watch)
-    return bench.rows(state.architectures), {"ledger": told[-1].to_json(), "rank_correlations": correlations}
+    return bench.rows(state.architectures), {"ledger": told[-1].to_json(), "pools": pools}
 
 
-def rank_correlations(bench: Bench, task: Task, candidates: tuple[Sequence[Architecture], Any]) -> list[float]:
+def rank_correlations(bench: Bench, task: Task, candidates: Any) -> list[float]:
     """Spearman correlation of a generator's predictions with the truth over its last pool: error, then latency.
 
     The search never sees this: it is computed here, after the fact.
     """
     from scipy.stats import spearmanr
 
-    architectures, predicted = candidates
-    truth = np.stack([task.error, task.latency], axis=1)[bench.rows(architectures)]
+    truth = np.stack([task.error, task.latency], axis=1)[bench.rows(candidates.architectures)]
     known = ~np.isnan(truth).any(axis=1)
-    guess = np.asarray(predicted)
+    guess = np.asarray(candidates.losses)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a constant prediction has no correlation: nan
         return [float(spearmanr(guess[known, j], truth[known, j]).statistic) for j in range(2)]
@@ -160,6 +159,7 @@ def run_one(bench: Bench, protocol: str, name: str, method: str, seed: int, quer
     start = time.process_time()
     rows, more = searcher(bench, task, method, seed, queries, limit)
     cpu = time.process_time() - start
+    more["rank_correlations"] = [rank_correlations(bench, task, pool) for pool in more.pop("pools", [])]
     record: dict[str, Any] = {
         "protocol": protocol,
         "task": name,

@@ -208,7 +208,7 @@ def tables_list(tables: Tables = None, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(found, indent=2))
     else:
-        _stdout().print(listing.tables_table(found))
+        _stdout().print(listing.tables_table(found, tables))
 
 
 @tables_app.command("add")
