@@ -2,13 +2,16 @@
 
 A pickle can name any importable object and call it. This reader answers every such name itself: numbers in numpy
 arrays are rebuilt by the few lines below, from bytes; numpy's own reconstruction and every other name are never
-reached. Anything else is refused by name.
+reached. Anything else is refused by name. Before that the file is walked once without building anything, because
+the unpickler reserves memory for the sizes that a file declares, whether it holds as much or not.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
+import pickletools
 import re
 from collections import OrderedDict
 from collections.abc import Callable
@@ -21,9 +24,14 @@ import numpy as np
 from hwnas.errors import InvalidTable
 
 _DTYPE = re.compile(r"[biufSU]\d+")  # booleans, integers, floats, fixed-length texts; no objects, no structures
+_DIMENSIONS = 8
 
 
 class _Refused(Exception):
+    pass
+
+
+class _Damaged(Exception):
     pass
 
 
@@ -53,7 +61,7 @@ class _Dtype:
 
     def __init__(self, spec: object, *_: object) -> None:
         if not isinstance(spec, str) or not _DTYPE.fullmatch(spec):
-            raise _Refused(f"numpy dtype {spec!r}")
+            raise _Refused(f"numpy dtype {_short(spec)}")
         self._spec, self._endian = spec, "="
 
     def __setstate__(self, state: Any) -> None:
@@ -85,13 +93,19 @@ class _Array:
 def _from_bytes(raw: object, dtype: object, shape: object, order: object) -> np.ndarray[Any, Any]:
     if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes | bytearray | memoryview | pickle.PickleBuffer):
         raise _Refused("a numpy array that is not plain bytes")
-    if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
-        raise _Refused(f"a numpy array of shape {shape!r}")
+    if not isinstance(shape, tuple) or len(shape) > _DIMENSIONS or not all(map(_is_length, shape)):
+        raise _Refused("a numpy array whose shape is not a few whole numbers")
     kind = dtype.resolve()
-    flat = bytes(raw)
-    if len(flat) != math.prod(shape) * kind.itemsize:
-        raise _Refused(f"a numpy array of shape {shape} and type {kind} in {len(flat)} bytes")
-    return np.frombuffer(flat, kind).reshape(shape, order="F" if order == "F" else "C")
+    view = memoryview(raw)
+    size = view.nbytes
+    if size != math.prod(shape) * kind.itemsize:
+        raise _Refused(f"a numpy array of shape {shape} and type {kind} in {size:,} bytes")
+    # no copy: a file that names the same bytes a million times must not multiply them
+    return np.frombuffer(view, kind).reshape(shape, order="F" if order == "F" else "C")
+
+
+def _is_length(number: object) -> bool:
+    return isinstance(number, int) and 0 <= number < 2**48
 
 
 def _reconstruct(*_: object) -> _Array:
@@ -105,14 +119,41 @@ def _frombuffer(raw: object, dtype: object, shape: object, order: object = "C") 
 
 
 def _scalar(dtype: object, raw: object) -> Any:
-    return _from_bytes(raw, dtype, (), "C").item()
+    number = _from_bytes(raw, dtype, (), "C")
+    if number.dtype.kind not in "biuf":
+        raise _Refused(f"a numpy scalar of type {number.dtype}")
+    return number.item()
 
 
-def _latin1(text: object, encoding: object = "latin1", *_: object) -> bytes:
-    """How protocols 0 to 2 write bytes: `_codecs.encode(text, "latin1")`."""
-    if not isinstance(text, str) or encoding != "latin1":
-        raise _Refused("_codecs.encode of anything but bytes")
-    return text.encode("latin1")
+def _ordered_dict(*content: object) -> OrderedDict[Any, Any]:
+    """Its items come afterwards, as a plain dict's do."""
+    if content:
+        raise _Refused("collections.OrderedDict of something")
+    return OrderedDict()
+
+
+class _Latin1:
+    """How protocols 0 to 2 write bytes: `_codecs.encode(text, "latin1")`.
+
+    Args:
+        room: How many bytes all calls together may make.
+    """
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+
+    def __call__(self, text: object, encoding: object = "latin1", *_: object) -> bytes:
+        if not isinstance(text, str) or encoding != "latin1":
+            raise _Refused("_codecs.encode of anything but bytes")
+        self._room -= len(text)
+        if self._room < 0:
+            raise _Refused("more bytes than the file holds")
+        return text.encode("latin1")
+
+
+def _no_bytes() -> bytes:
+    """How protocols 0 to 2 write empty bytes: `bytes()`."""
+    return b""
 
 
 def _never(*_: object) -> Any:
@@ -121,12 +162,9 @@ def _never(*_: object) -> Any:
 
 _NAMES: MappingProxyType[tuple[str, str], Callable[..., Any]] = MappingProxyType(
     {
-        ("builtins", "set"): set,
-        ("builtins", "frozenset"): frozenset,
         ("builtins", "complex"): complex,
-        ("__builtin__", "set"): set,
-        ("collections", "OrderedDict"): OrderedDict,
-        ("_codecs", "encode"): _latin1,
+        ("__builtin__", "bytes"): _no_bytes,
+        ("collections", "OrderedDict"): _ordered_dict,
         ("numpy", "dtype"): _Dtype,
         ("numpy", "ndarray"): _never,  # only named, as an argument of _reconstruct
         # the module moved with numpy 2
@@ -140,15 +178,92 @@ _NAMES: MappingProxyType[tuple[str, str], Callable[..., Any]] = MappingProxyType
 )
 
 
+# opcodes that make objects by other ways than `find_class` and a call, or take data from outside the file
+_FORBIDDEN = {
+    ord(opcode.code): opcode.name
+    for opcode in pickletools.opcodes
+    if opcode.name.startswith(("EXT", "NEWOBJ")) or opcode.name in {"OBJ", "NEXT_BUFFER"}
+}
+# bytes that follow an opcode: a fixed number, or a negative one of pickletools' for lengths that the file declares
+_WIDTHS = {ord(opcode.code): opcode.arg.n if opcode.arg else 0 for opcode in pickletools.opcodes}
+_LENGTH_BYTES = {
+    pickletools.TAKEN_FROM_ARGUMENT1: 1,
+    pickletools.TAKEN_FROM_ARGUMENT4: 4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
+_STOP, _FRAME, _PUT, _LONG_BINPUT, _GLOBAL, _INST = b".\x95prci"
+
+
+def _walk(data: bytes) -> None:
+    """Refuse what would reserve more memory than the file can fill, and opcodes that are never needed."""
+    here, end = 0, len(data)
+    while True:
+        if here >= end:
+            raise _Damaged("it ends before its end mark")
+        opcode = data[here]
+        if opcode == _STOP:
+            return
+        if opcode in _FORBIDDEN:
+            raise _Refused(f"the opcode {_FORBIDDEN[opcode]}")
+        width = _WIDTHS.get(opcode)
+        if width is None:
+            raise _Damaged(f"byte {here:,} is no opcode")
+        start, here = here, here + 1
+        if width < 0:
+            here, width = _declared(data, here, width, lines=2 if opcode in (_GLOBAL, _INST) else 1)
+        here += width
+        if here > end:
+            raise _Damaged(f"byte {start:,} declares {width:,} bytes, {max(0, end - here + width):,} follow")
+        if opcode in (_PUT, _LONG_BINPUT, _FRAME):
+            _check_number(data, start, here)
+
+
+def _declared(data: bytes, here: int, width: int, lines: int) -> tuple[int, int]:
+    """Where an argument of a length that the file itself tells begins, and its length in bytes."""
+    if width == pickletools.UP_TO_NEWLINE:
+        stop = here
+        for _ in range(lines):
+            stop = data.find(b"\n", stop) + 1
+            if stop == 0:
+                raise _Damaged(f"the line at byte {here:,} has no end")
+        return here, stop - here
+    length = _LENGTH_BYTES[width]
+    return here + length, int.from_bytes(data[here : here + length], "little")
+
+
+def _check_number(data: bytes, start: int, here: int) -> None:
+    """A frame must be there in full; a place in the memory of objects cannot lie beyond their possible number."""
+    if data[start] == _FRAME:
+        size, most, what = int.from_bytes(data[start + 1 : here], "little"), len(data) - here, "a frame"
+    else:
+        text = data[start + 1 : here]
+        number = int(text) if data[start] == _PUT and len(text) < 20 else int.from_bytes(text, "little")
+        size, most, what = number, start, "a place"
+    if size > most:
+        raise _Damaged(f"byte {start:,} wants {what} of {size:,} where {most:,} are possible")
+
+
 class _Unpickler(pickle.Unpickler):
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
+        self._latin1 = _Latin1(2 * len(data))
+
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return _Admitted(self._latin1)
         try:
             return _Admitted(_NAMES[module, name])
         except KeyError:
-            raise _Refused(f"{module}.{name}") from None
+            raise _Refused(_short(f"{module}.{name}").strip("'")) from None
 
     def persistent_load(self, pid: Any) -> Any:
-        raise _Refused(f"persistent object {pid!r}")
+        raise _Refused(f"the persistent object {_short(pid)}")
+
+
+def _short(value: object) -> str:
+    """For messages; a nested value from a file is never written out, it may be endless."""
+    return repr(value[:80]) if isinstance(value, str) else f"a {type(value).__name__}"
 
 
 def load(path: Path) -> Any:
@@ -161,8 +276,9 @@ def load(path: Path) -> Any:
         InvalidTable: If the file asks for anything else (the message names it), is truncated or no pickle.
     """
     try:
-        with path.open("rb") as file:
-            return _Unpickler(file).load()
+        data = path.read_bytes()
+        _walk(data)
+        return _Unpickler(data).load()
     except _Refused as refused:
         raise InvalidTable(
             f"{path}: refused: the pickle asks for {refused}. Only containers, numbers, texts and numpy arrays of "
@@ -170,6 +286,8 @@ def load(path: Path) -> Any:
         ) from None
     except FileNotFoundError:
         raise
+    except _Damaged as damaged:
+        raise InvalidTable(f"{path}: truncated, or not a pickle of the expected form: {damaged}") from None
     except Exception as error:  # a damaged pickle raises nearly anything
         raise InvalidTable(
             f"{path}: truncated, or not a pickle of the expected form: {type(error).__name__}: {error}"
