@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hwnas.errors import DataError, InvalidTable, UsageError
+from hwnas.errors import DataError, InvalidTable, TablesNotFound, UsageError
 from hwnas.tables import accuracy, hwnasbench
-from hwnas.tables.folder import TableFile, target_folder
+from hwnas.tables.folder import ENVIRONMENT, TableFile, target_folder
 from hwnas.tables.schema import (
     ACCURACY,
     FBNET,
@@ -64,11 +64,16 @@ def list_tables(folder: str | os.PathLike[str] | None = None) -> list[TableInfo]
         folder: The folder; None for `HWNAS_TABLES`, else the user's own.
 
     Returns:
-        hwnas's tables first, then other Parquet files by name; empty if the folder does not exist.
+        hwnas's tables first, then other Parquet files by name; empty if the user's own folder does not exist yet.
+
+    Raises:
+        TablesNotFound: A folder was named and does not exist.
     """
     where = target_folder(folder)
     if not where.is_dir():
-        return []
+        if not (folder or os.environ.get(ENVIRONMENT)):
+            return []
+        raise TablesNotFound(f"the folder of tables {str(where)!r} does not exist")
     own = [inspect(where / kind.file, kind) for kind in KINDS if (where / kind.file).is_file()]
     others = sorted(set(where.glob("*.parquet")) - {info.path for info in own})
     return own + [TableInfo(path, None, 0, (), None, "") for path in others]

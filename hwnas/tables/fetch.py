@@ -7,6 +7,7 @@ import hashlib
 import os
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from hwnas.errors import DataError, FetchFailed, UnknownName
 from hwnas.tables import hwnasbench
@@ -85,9 +86,12 @@ def _download(url: str, path: Path) -> None:
     try:
         pooch.HTTPDownloader(progressbar=False, timeout=_TIMEOUT_S)(url, str(path), None)
     except requests.RequestException as error:
+        # what requests says of a missing network is long and names its own internals
+        offline = isinstance(error, requests.ConnectionError | requests.Timeout)
+        reason = f"no answer from {urlsplit(url).hostname}: is there a network?" if offline else f"{error}."
         raise FetchFailed(
-            f"{url} could not be downloaded: {type(error).__name__}: {error}. Is there a network? Otherwise download "
-            f"it on another machine and run 'hwnas tables add FILE'"
+            f"{url} could not be downloaded: {reason} It can be downloaded on another machine and imported with "
+            f"'hwnas tables add FILE'"
         ) from error
 
 
