@@ -13,7 +13,18 @@ import pytest
 import hwnas
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAVY = ("torch", "torch_geometric", "onnxruntime", "onnx", "pymoo", "moocore", "plotly", "matplotlib", "pandas", "scipy")
+HEAVY = (
+    "torch",
+    "torch_geometric",
+    "onnxruntime",
+    "onnx",
+    "pymoo",
+    "moocore",
+    "plotly",
+    "matplotlib",
+    "pandas",
+    "scipy",
+)
 
 
 def _python(code: str) -> str:
