@@ -357,6 +357,10 @@ class Run:
             self.close()
         return result
 
+    def changed_versions(self) -> dict[str, tuple[str, str]]:
+        """Packages whose version is not the one that the run began with, as (then, now)."""
+        return {} if self.directory is None else self.directory.changed_versions()
+
     def close(self) -> None:
         """Release the run directory."""
         if self.directory is not None:

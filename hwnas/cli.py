@@ -131,6 +131,8 @@ def search(
     with Progress(console, shown=not (quiet or as_json)) as progress:
         try:
             run = api.open_run(given, config=config, out=out, resume=resume)
+            for name, (then, now) in run.changed_versions().items():
+                console.print(f"note: {name} was {then} when this run began and is {now} now: results may differ")
             progress.start(run.state, None if run.directory is None else run.directory.path)
             result = run.finish(on_step=progress.step, models=models)
         except KeyboardInterrupt:

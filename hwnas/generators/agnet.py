@@ -345,6 +345,8 @@ def agnet(
     generator: bool = True,
     acquisition: Literal["ehvi", "mean"] = "ehvi",
     ranking: float = 0.0,
+    reference: float = 0.5,
+    exploit: float = 0.5,
 ) -> AgNet:
     """Factory of the registry; for the settings see `Settings`, which has all of them."""
     return AgNet(
@@ -356,5 +358,7 @@ def agnet(
             generator=generator,
             acquisition=acquisition,
             ranking=ranking,
+            reference=reference,
+            exploit=exploit,
         ),
     )
