@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -179,11 +180,11 @@ def _evaluators(config: SearchConfig, space: SearchSpace) -> list[Evaluator]:
 
 def _check_devices(config: SearchConfig, answering: _Answers) -> None:
     """A device for which nothing at hand knows a wanted metric is refused with the way out."""
-    words = [word.partition("@")[0] for word in (*config.objectives, *config.budgets)]
-    for name in config.targets:
-        device = load_device(name)
-        for word in words:
-            metrics = [metric for metric in candidates(word) if METRICS[metric].per_device]
+    for word in (*config.objectives, *config.budgets):
+        family, _, only = word.partition("@")
+        metrics = [metric for metric in candidates(family) if METRICS[metric].per_device]
+        for name in (only,) if only else config.devices:
+            device = load_device(name)
             if metrics and not any(answering.knows(metric, device.name) for metric in metrics):
                 raise no_source(device, metrics[0])
 
@@ -681,7 +682,7 @@ def command(config: SearchConfig) -> str:
     if config.devices:
         words += ["--device", ",".join(config.devices)]
     for word, value in config.budgets.items():
-        words += [f"--{word}-budget", f"{value:g}" if isinstance(value, float) else str(value)]
+        words += ["--budget", f"{word}={value!r}" if isinstance(value, float) else f"{word}={value}"]
     if config.objectives != plain.objectives:
         words += ["--objectives", ",".join(config.objectives)]
     for name in ("space", "dataset", "generator", "source", "tables", "batch"):
@@ -689,5 +690,5 @@ def command(config: SearchConfig) -> str:
             words += [f"--{name}", str(getattr(config, name))]
     words += ["--queries", str(config.queries), "--seed", str(config.seed)]
     for key, value in config.generator_settings.items():
-        words += ["--set", f"{key}={value}"]
+        words += ["--set", f"{key}={json.dumps(value)}"]
     return shlex.join(words)

@@ -70,6 +70,10 @@ def search(
     params_budget: Annotated[Budget, typer.Option(help="Most parameters: 1M, 500k.")] = None,
     macs_budget: Annotated[Budget, typer.Option(help="Most multiply-accumulates: 100M.")] = None,
     error_budget: Annotated[Budget, typer.Option(help="Highest error: 10%.")] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(help="Any budget as WORD=VALUE, e.g. latency@fpga=2ms, memory=4MiB; repeatable."),
+    ] = None,
     objectives: Annotated[
         str | None, typer.Option(help="What to minimise, by commas: error,latency,energy,params,macs.")
     ] = None,
@@ -102,17 +106,14 @@ def search(
     given = {
         "devices": device.split(",") if device is not None else None,
         "objectives": objectives.split(",") if objectives is not None else None,
-        "budgets": {
-            word: text
-            for word, text in {
-                "latency": latency_budget,
-                "energy": energy_budget,
-                "params": params_budget,
-                "macs": macs_budget,
-                "error": error_budget,
-            }.items()
-            if text is not None
-        }
+        "budgets": _budgets(
+            budget,
+            latency=latency_budget,
+            energy=energy_budget,
+            params=params_budget,
+            macs=macs_budget,
+            error=error_budget,
+        )
         or None,
         "dataset": dataset,
         "space": space,
@@ -152,7 +153,7 @@ def report(
     run: Annotated[Path, typer.Argument(help="A run directory, of a finished or running search.")],
     as_json: Json = False,
 ) -> None:
-    """Make report.html, figures and tables of a run again, and show its front."""
+    """Make report.html and the figures of a run again, and show its front."""
     from hwnas import api
 
     result = api.load(run)
@@ -237,6 +238,21 @@ def tables_fetch(
 
     for written in listing.fetch(name, tables, replace=replace):
         print(written)
+
+
+def _budgets(pairs: Sequence[str] | None, **named: str | None) -> dict[str, str | float]:
+    budgets: dict[str, str | float] = {word: text for word, text in named.items() if text is not None}
+    for pair in pairs or ():
+        word, equals, text = pair.partition("=")
+        if not (word and equals):
+            raise InvalidSetting(f"--budget wants WORD=VALUE, e.g. latency@fpga=2ms; got {pair!r}")
+        if word in budgets:
+            raise InvalidSetting(f"the {word} budget is given twice")
+        try:
+            budgets[word] = float(text)  # a number beside a full metric name is in that metric's unit
+        except ValueError:
+            budgets[word] = text
+    return budgets
 
 
 def _settings(pairs: Sequence[str] | None) -> dict[str, Any]:

@@ -72,7 +72,8 @@ class Progress:
 
     def stop(self) -> None:
         """Leave the terminal as it was."""
-        self._bar.stop()
+        if self._live:
+            self._bar.stop()
 
     def _told(self, state: SearchState) -> str:
         objective = primary_objective(state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -80,6 +81,40 @@ def test_budgets_and_objectives_beside_latency() -> None:
     assert all(found["params_m"] <= 0.5 for found in result.front)
 
 
+def test_the_stored_command_makes_the_same_search_again() -> None:
+    from hwnas.config import SearchConfig
+
+    config = SearchConfig(
+        devices=("raspi4", "fpga"),
+        objectives=("error", "latency@raspi4", "energy@fpga"),
+        budgets={"latency@fpga": 4.123456789, "params": "1M", "params_m": 1.5},
+        generator="agnet",
+        generator_settings={"surrogate": False, "reference": 0.75},
+        dataset="cifar100",
+        seed=3,
+    )
+    seen: dict[str, Any] = {}
+
+    def catch(given: dict[str, Any], **_: Any) -> None:
+        seen.update(given)
+        raise UnknownName("search", "caught", [])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "open_run", catch)
+        assert cli(*shlex.split(api.command(config))[1:]) == UnknownName.exit_code
+    assert SearchConfig.from_toml(seen) == config
+
+
+def test_a_metric_of_one_device_is_asked_of_that_device_only() -> None:
+    result = hwnas.search(device=("edgegpu", "raspi4"), objectives=("error", "latency", "energy@edgegpu"), **FAST)
+    assert [o.name for o in result.state.objectives] == [
+        "val_error_pct",
+        "latency_ms@edgegpu",
+        "latency_ms@raspi4",
+        "energy_mj@edgegpu",
+    ]
+
+
 def test_without_device_only_counted_objectives() -> None:
     result = hwnas.search(objectives=("error", "params"), **FAST)
     assert result.state.objectives[1].metric == "params_m"
@@ -127,12 +162,12 @@ def test_run_directory_holds_everything(tmp_path: Path, capsys: pytest.CaptureFi
     assert cli(*words) == 0
     told = capsys.readouterr().out
     assert "★" in told
-    rows = list(csv.DictReader((out / "archive.csv").open()))
+    rows = list(csv.DictReader((out / "archive.csv").read_text().splitlines()))
     assert [row["order"] for row in rows] == [str(i) for i in range(1, 61)]
     assert {row["source"] for row in rows} == {"surrogate+measured"}
     front = json.loads((out / "front.json").read_text())
     assert front["ledger"]["evaluations"] == 60
-    recommended = [row for row in csv.DictReader((out / "front.csv").open()) if row["recommended"]]
+    recommended = [row for row in csv.DictReader((out / "front.csv").read_text().splitlines()) if row["recommended"]]
     assert [row["key"] for row in recommended] == [front["recommended"]]
     for name in ("run.toml", "hwnas.sqlite", "report.html", "front.png", "front.pdf", "models/manifest.json"):
         assert (out / name).stat().st_size > 100, name
@@ -222,16 +257,29 @@ def test_killed_and_resumed_equals_uninterrupted(generator: str, queries: int, t
         assert ledgers[0] == ledgers[1]
 
 
+def _heed_interrupts() -> None:
+    """Jobs in the background inherit that Ctrl-C is ignored; a user's terminal does not ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_interrupt_stops_cleanly_and_resumes(tmp_path: Path) -> None:
     words = ["search", "-d", "fpga", "-g", "random", "-n", "3000", "--batch", "1", "--out", "run", "--models", "none"]
-    child = subprocess.Popen(
-        [sys.executable, "-m", "hwnas", *words], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
     archive = tmp_path / "run" / "archive.csv"
-    while child.poll() is None and not (archive.exists() and archive.read_bytes().count(b"\n") > 5):
-        time.sleep(0.01)
-    child.send_signal(signal.SIGINT)
-    _, told = child.communicate(timeout=60)
+    with subprocess.Popen(
+        [sys.executable, "-m", "hwnas", *words],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=_heed_interrupts,
+    ) as child:
+        try:
+            while child.poll() is None and not (archive.exists() and archive.read_bytes().count(b"\n") > 5):
+                time.sleep(0.01)
+            child.send_signal(signal.SIGINT)
+            _, told = child.communicate(timeout=60)
+        finally:
+            child.kill()
     assert child.returncode == 130, told
     assert "--resume run" in told
     assert len(hwnas.load(tmp_path / "run").archive) >= 5
