@@ -14,7 +14,7 @@ from hwnas import registry, report
 from hwnas.core.architecture import Architecture
 from hwnas.core.ledger import Ledger
 from hwnas.core.measurement import Measurement
-from hwnas.core.metrics import METRICS, candidates
+from hwnas.core.metrics import FAMILIES, METRICS, candidates
 from hwnas.core.objective import Constraint, Objective
 from hwnas.core.protocols import Evaluator, SearchSpace, Store
 from hwnas.core.state import Evaluation, SearchState
@@ -62,10 +62,6 @@ class Assembly:
         return SearchState(config.space, self.objectives, self.constraints, config.queries, config.seed)
 
     @property
-    def wanted(self) -> list[Wanted]:
-        return [wanted for wanted, _ in self.plan]
-
-    @property
     def sources(self) -> dict[str, str]:
         """Column name to source and origin, for people and for run.toml."""
         told = {}
@@ -110,7 +106,7 @@ def assemble(config: SearchConfig) -> Assembly:
             *(pair for pair in _COUNTED if answering(*pair)),
         ]
     )
-    plan = tuple((pair, answering.evaluator(*pair)) for pair in wanted)
+    plan = tuple((pair, evaluator) for pair in wanted if (evaluator := answering.find(*pair)) is not None)
     reported = tuple(
         (("test_error_pct", None), evaluator)
         for (metric, _), evaluator in plan
@@ -126,28 +122,17 @@ class _Answers:
         self._evaluators = evaluators
 
     def __call__(self, metric: str, device: str | None) -> bool:
-        if self._first(metric, device) is None:
-            return False
+        found = self.find(metric, device)
+        if found is None or metric not in FAMILIES["error"]:
+            return found is not None
         # "error" is validation error where there is one, but a table's test error comes before a surrogate's guess
         # of the validation error
-        family = next((names for names in map(candidates, ("error",)) if metric in names), (metric,))
-        ranks = {name: self._rank(name, device) for name in family}
-        return ranks[metric] == min(rank for rank in ranks.values() if rank is not None)
+        errors = (self.find(name, device) for name in FAMILIES["error"])
+        return found is min(filter(None, errors), key=self._evaluators.index)
 
-    def evaluator(self, metric: str, device: str | None) -> Evaluator:
-        found = self._first(metric, device)
-        assert found is not None, (metric, device)
-        return found
-
-    def knows(self, metric: str, device: str | None) -> bool:
-        return self._first(metric, device) is not None
-
-    def _first(self, metric: str, device: str | None) -> Evaluator | None:
+    def find(self, metric: str, device: str | None) -> Evaluator | None:
+        """The first evaluator that answers a metric, or None."""
         return next((e for e in self._evaluators if e.context(metric, device) is not None), None)
-
-    def _rank(self, metric: str, device: str | None) -> int | None:
-        found = self._first(metric, device)
-        return None if found is None else list(self._evaluators).index(found)
 
 
 def _is_file(name: str) -> bool:
@@ -185,7 +170,7 @@ def _check_devices(config: SearchConfig, answering: _Answers) -> None:
         metrics = [metric for metric in candidates(family) if METRICS[metric].per_device]
         for name in (only,) if only else config.devices:
             device = load_device(name)
-            if metrics and not any(answering.knows(metric, device.name) for metric in metrics):
+            if metrics and not any(answering.find(metric, device.name) for metric in metrics):
                 raise no_source(device, metrics[0])
 
 
@@ -214,12 +199,12 @@ class Found:
     @property
     def values(self) -> dict[str, float]:
         """Column name to value, in the metric's unit."""
-        return {_column(row): row.value for row in self.evaluation.measurements}
+        return {row.column: row.value for row in self.evaluation.measurements}
 
     @property
     def sources(self) -> dict[str, str]:
         """Column name to "table", "surrogate", "measured", "trained" or "predicted"."""
-        return {_column(row): str(row.context.source) for row in self.evaluation.measurements}
+        return {row.column: str(row.context.source) for row in self.evaluation.measurements}
 
 
 @dataclass(frozen=True)
@@ -314,11 +299,6 @@ class SearchResult:
         return (
             f"SearchResult({len(self.state.archive)} evaluated, {len(self.view.front)} on the front, best {self.best})"
         )
-
-
-def _column(row: Measurement) -> str:
-    device = row.context.device if METRICS[row.metric].per_device else None
-    return row.metric if device is None else f"{row.metric}@{device}"
 
 
 @dataclass
@@ -448,13 +428,9 @@ def open_run(
 def _reopen(path: Path, given: Mapping[str, Any]) -> Run:
     from hwnas.config import SearchConfig
 
-    info = RunDirectory.read(path)
-    try:
-        there = dict(info.config)
-        if given:
-            given = SearchConfig.from_toml({**there, **given}).to_toml()
-    finally:
-        info.close()
+    if given:
+        with RunDirectory.read(path) as before:
+            given = SearchConfig.from_toml({**before.config, **given}).to_toml()
     made = RunDirectory.resume(path, config=given or None)
     try:
         # where the tables lie may have changed; which tables they are is checked by their origin below

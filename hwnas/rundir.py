@@ -275,7 +275,7 @@ class RunDirectory:
             "arch": self._notation(evaluation.architecture),
             "recommended": evaluation.architecture == recommended,
             "violation": float(state.violations[index]),
-            "metrics": {_name(row): _measurement_json(row) for row in evaluation.measurements},
+            "metrics": {row.column: _measurement_json(row) for row in evaluation.measurements},
         }
 
     def close(self) -> None:
@@ -400,12 +400,6 @@ def _check_config(path: Path, made: Mapping[str, Any], asked: Mapping[str, Any])
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
-def _name(row: Measurement) -> str:
-    """A measurement's column, like `Objective.name`."""
-    device = row.context.device if METRICS[row.metric].per_device else None
-    return row.metric if device is None else f"{row.metric}@{device}"
-
-
 def _columns(state: SearchState) -> list[str]:
     """Objectives, then budgets, then whatever else was measured."""
     wanted = [*(o.name for o in state.objectives), *(c.name for c in state.constraints)]
@@ -413,7 +407,7 @@ def _columns(state: SearchState) -> list[str]:
 
 
 def _names(evaluations: Iterable[Evaluation], first: Iterable[str]) -> list[str]:
-    measured = (_name(row) for evaluation in evaluations for row in evaluation.measurements)
+    measured = (row.column for evaluation in evaluations for row in evaluation.measurements)
     return list(dict.fromkeys([*first, *measured]))
 
 
@@ -423,7 +417,7 @@ def _with(evaluation: Evaluation, reported: Iterable[Measurement]) -> Evaluation
 
 
 def _archive_row(index: int, evaluation: Evaluation, columns: Sequence[str], notation: Notation) -> list[str]:
-    values = {_name(row): "" if math.isnan(row.value) else repr(float(row.value)) for row in evaluation.measurements}
+    values = {row.column: "" if math.isnan(row.value) else repr(float(row.value)) for row in evaluation.measurements}
     return [
         str(index + 1),
         evaluation.architecture.key,

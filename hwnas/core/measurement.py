@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from hwnas.core.architecture import Architecture
+from hwnas.core.metrics import METRICS
 
 
 class Source(StrEnum):
@@ -122,6 +123,12 @@ class Measurement:
             raise ValueError(
                 f"{self.metric} of {self.architecture}: {self.value} is outside its interval {self.interval}"
             )
+
+    @property
+    def column(self) -> str:
+        """Metric, and device where the metric belongs to one, e.g. "latency_ms@edgegpu": as `Objective.name`."""
+        device = self.context.device if METRICS[self.metric].per_device else None
+        return self.metric if device is None else f"{self.metric}@{device}"
 
     @property
     def half_width(self) -> float:

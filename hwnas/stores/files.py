@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
+from hwnas import atomic
 from hwnas.errors import RunError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -41,16 +41,5 @@ def replace_text(path: Path, text: str) -> None:
     Raises:
         RunError: If it cannot be written; a former file is then left as it was.
     """
-    # same folder, so that the rename stays on one file system; the process id keeps two writers apart
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with writing(path):
-        try:
-            with open(part, "w", encoding="utf-8", newline="") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        except BaseException:
-            with suppress(OSError):
-                part.unlink()
-            raise
+        atomic.write(path, text)
