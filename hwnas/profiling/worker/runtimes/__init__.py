@@ -1,0 +1,1 @@
+"""Runtimes, one a module; each is imported only when it is asked for."""
