@@ -5,7 +5,8 @@ HwnasError
 │   ├── UnknownName                a device, space, data set, objective, generator, ... that does not exist
 │   ├── InvalidBudget              a budget with a wrong or missing unit, or a value that cannot be met
 │   ├── InvalidArchitecture        a code or string that its search space does not admit
-│   └── InvalidSetting             a configuration key or value that is not admitted
+│   ├── InvalidSetting             a configuration key or value that is not admitted
+│   └── InvalidModel               a file that is no ONNX model, or one that cannot be run as it is
 ├── MissingExtra (ImportError)     an optional package is not installed: exit code 3
 ├── DataError                      a table, profile or download that cannot be trusted: exit code 4
 │   ├── TablesNotFound             no folder, or no file in it, that holds what was asked for
@@ -16,7 +17,10 @@ HwnasError
 │   ├── RunIncompatible            made by another version or with another configuration
 │   ├── RunLocked                  another process is writing to it
 │   └── RunCorrupt                 its database or files are damaged
-└── ExportFailed                   an architecture could not be written as a checked model: exit code 6
+├── ExportFailed                   an architecture could not be written as a checked model: exit code 6
+└── DeviceError                    a device that cannot be measured on: exit code 7
+    ├── DeviceUnavailable          its runtime, driver or hardware is not here
+    └── DeviceBusy                 another process is measuring on it
 """
 
 from __future__ import annotations
@@ -68,6 +72,10 @@ class InvalidSetting(UsageError):
     pass
 
 
+class InvalidModel(UsageError):
+    pass
+
+
 class MissingExtra(HwnasError, ImportError):
     exit_code = 3
 
@@ -110,3 +118,15 @@ class RunCorrupt(RunError):
 
 class ExportFailed(HwnasError):
     exit_code = 6
+
+
+class DeviceError(HwnasError):
+    exit_code = 7
+
+
+class DeviceUnavailable(DeviceError):
+    pass
+
+
+class DeviceBusy(DeviceError):
+    pass

@@ -1,7 +1,9 @@
-"""Where the files that belong to hwnas lie: in the wheel below `hwnas/_data`, in a checkout beside the package."""
+"""Where files lie: hwnas's own in the wheel below `hwnas/_data` (in a checkout beside the package), measured ones in
+the user's folders."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -18,3 +20,13 @@ def folder(name: str) -> Path:
         if candidate.is_dir():
             return candidate
     raise FileNotFoundError(f"hwnas's own folder {name!r} is missing; looked at {candidates[0]} and {candidates[1]}")
+
+
+def user_cache() -> Path:
+    """Where measured figures and compiled models are kept between runs: `HWNAS_CACHE`, else the user's cache folder."""
+    named = os.environ.get("HWNAS_CACHE")
+    if named:
+        return Path(named).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_path("hwnas", appauthor=False))
