@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hwnas.core.architecture import Architecture
 from hwnas.core.ledger import Ledger
-from hwnas.core.measurement import Measurement
+from hwnas.core.measurement import Context, Measurement
 from hwnas.core.protocols import Evaluator, Store
 
 Wanted = tuple[str, str | None]  # metric, device
@@ -35,10 +35,11 @@ class Measure:
         found: dict[tuple[Architecture, Wanted], Measurement] = {}
         missing: dict[int, tuple[Evaluator, dict[Architecture, list[Wanted]]]] = {}
         for wanted, evaluator in self.plan:
-            context = evaluator.context(*wanted)
-            assert context is not None, f"{evaluator.name} was planned for {wanted}, which it does not answer"
+            contexts = _contexts(evaluator, wanted)
+            assert contexts, f"{evaluator.name} was planned for {wanted}, which it does not answer"
             for architecture in architectures:
-                known = self.store.find(architecture, wanted[0], context)
+                earlier = (self.store.find(architecture, wanted[0], context) for context in contexts)
+                known = next(filter(None, earlier), None)
                 if known is not None:
                     found[architecture, wanted] = known
                 else:
@@ -65,6 +66,14 @@ class Measure:
                 self.store.append([row])
                 key = by_metric.get((row.metric, row.context.device)) or by_metric[row.metric, None]
                 found[row.architecture, key] = row
+
+
+def _contexts(evaluator: Evaluator, wanted: Wanted) -> Sequence[Context]:
+    if hasattr(evaluator, "contexts"):
+        several: Sequence[Context] = evaluator.contexts(*wanted)
+        return several
+    context = evaluator.context(*wanted)
+    return () if context is None else (context,)
 
 
 def count(rows: Sequence[Measurement], *, evaluations: int) -> Ledger:

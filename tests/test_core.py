@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -307,6 +308,29 @@ def test_only_measured_intervals_make_ties() -> None:
 
     for source, kept in ((Source.MEASURED, 2), (Source.SURROGATE, 1)):
         assert len(state().tell(row(1, 3.0, source) + row(2, 3.2, source)).front()) == kept
+
+
+@pytest.mark.parametrize(
+    ("source", "violation"), [(Source.MEASURED, 0.1), (Source.PREDICTED, 0.1), (Source.SURROGATE, 0.0)]
+)
+def test_a_budget_is_held_against_the_worse_end_of_an_interval_from_here(source: Source, violation: float) -> None:
+    context = Context(source, device="edgegpu")
+    latency = Measurement(arch(1), "latency_ms", 4.9, context, interval=(4.5, 5.5))
+    told = state(budget=5.0).tell([measured(1, 9.0, 1.0)[0], latency])
+    assert told.violations.tolist() == pytest.approx([violation])
+
+
+def test_better_measurements_take_the_place_of_earlier_ones() -> None:
+    before = state((1, 5.0, 3.0), (2, 6.0, 2.0), budget=5.0)
+    better = Measurement(arch(1), "latency_ms", 6.0, Context(Source.MEASURED, device="edgegpu"))
+    after = before.amend([better])
+    assert (after.step, after.architectures) == (before.step, before.architectures)
+    assert after.losses.tolist() == [[5.0, 6.0], [6.0, 2.0]]
+    assert after.violations.tolist() == pytest.approx([0.2, 0.0])
+    assert before.losses.tolist() == [[5.0, 3.0], [6.0, 2.0]]
+    for row in (replace(better, architecture=arch(3)), replace(better, context=Context(Source.MEASURED, "fpga"))):
+        with pytest.raises(ValueError, match="no latency_ms on .* that could be replaced"):
+            before.amend([row])
 
 
 def test_streams_depend_on_seed_step_and_role_only() -> None:

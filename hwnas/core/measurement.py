@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from hwnas.core.architecture import Architecture
-from hwnas.core.metrics import METRICS
+from hwnas.core.metrics import METRICS, Goal
 
 
 class Source(StrEnum):
@@ -134,6 +134,13 @@ class Measurement:
     def half_width(self) -> float:
         """Half of the interval; 0 where there is none."""
         return 0.0 if self.interval is None else (self.interval[1] - self.interval[0]) / 2
+
+    def promised(self, goal: Goal) -> float:
+        """What a budget is held against: the worse end of the interval of a number that was measured or predicted
+        here, because another run may well give that; the value itself for others (docs/decisions/002)."""
+        if self.interval is None or self.context.source not in (Source.MEASURED, Source.PREDICTED):
+            return self.value
+        return self.interval[1] if goal == "min" else self.interval[0]
 
     @classmethod
     def failed(

@@ -133,6 +133,10 @@ class Evaluator(Protocol):
 
     The loop asks `context` which evaluator answers a metric, then `evaluate`; both name metric and device the
     same way, so that an answer can be found in the store before it is paid again.
+
+    Optional methods, for evaluators that time networks. `contexts(metric, device) -> Sequence[Context]`: all contexts
+    that its answers may have, where some are measured and others predicted. `remember(rows)`: learn from measurements
+    of a run that is continued. `close()`: release the device.
     """
 
     name: str

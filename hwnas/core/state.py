@@ -70,6 +70,25 @@ class SearchState:
         fresh = tuple(Evaluation(arch, tuple(measured)) for arch, measured in grouped.items())
         return replace(self, step=self.step + 1, archive=self.archive + fresh)
 
+    def amend(self, rows: Iterable[Measurement]) -> SearchState:
+        """The same archive with better measurements: each row takes the place of its architecture's earlier one of
+        the same metric and device. Used after a search, when the front is measured again with more care.
+
+        Raises:
+            ValueError: If an architecture has no such measurement.
+        """
+        better = {(row.architecture, row.metric, row.context.device): row for row in rows}
+        archive = []
+        for evaluation in self.archive:
+            kept = tuple(
+                better.pop((row.architecture, row.metric, row.context.device), row) for row in evaluation.measurements
+            )
+            archive.append(replace(evaluation, measurements=kept))
+        if better:
+            architecture, metric, device = next(iter(better))
+            raise ValueError(f"{architecture} has no {metric} on {device} that could be replaced")
+        return replace(self, archive=tuple(archive))
+
     def rng(self, role: str) -> np.random.Generator:
         """The random stream of one role in this step; nothing to save, no order to keep."""
         return stream(self.seed, self.step, role)
@@ -104,11 +123,15 @@ class SearchState:
 
     @cached_property
     def violations(self) -> Floats:
-        """`n`: relative excess over all budgets, summed. 0 means feasible; inf that a number is missing."""
+        """`n`: relative excess over all budgets, summed. 0 means feasible; inf that a number is missing.
+
+        A budget is a promise: what was measured or predicted here has to meet it with the worse end of its interval.
+        """
         total = np.zeros(len(self.archive))
         for constraint in self.constraints:
-            column = self._columns([(constraint.metric, constraint.device)], "value")[:, 0]
-            total += np.array([constraint.violation(float(value)) for value in column])
+            for i, evaluation in enumerate(self.archive):
+                row = evaluation.find(constraint.metric, constraint.device)
+                total[i] += constraint.violation(np.nan if row is None else row.promised(constraint.goal))
         total[np.isnan(self.losses).any(axis=1)] = np.inf
         return total
 
@@ -145,5 +168,5 @@ class SearchState:
                 if what == "half_width":
                     table[i, j] = row.half_width if row.context.source is Source.MEASURED else 0.0
                 else:
-                    table[i, j] = row.value if what == "value" else self.objectives[j].loss(row.value)
+                    table[i, j] = self.objectives[j].loss(row.value)
         return np.nan_to_num(table, nan=0.0) if what == "half_width" else table
