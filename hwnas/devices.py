@@ -1,8 +1,8 @@
 """Hardware targets as files: one TOML each, hwnas's own and the user's, read strictly.
 
 A user's devices lie in the folder that `HWNAS_DEVICES` names, else in the user's configuration folder; a path to a
-single file does as well. The names of hwnas's own devices are reserved, so that a published number keeps the
-runtime and precision it was published with.
+single file does as well. Measurements that were saved (`hwnas profile --save NAME`) are devices of their own. The names
+of hwnas's own devices are reserved, so that a published number keeps the runtime and precision it was published with.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 _WORD, _WORDS, _COUNT, _SIZE = "a text", "a list of texts", "a whole number above 0", "a number above 0"
+_OPTIONS = "a table of texts, numbers and truth values"
 _KEYS: Mapping[str, str] = MappingProxyType(
     {
         "name": _WORD,
@@ -41,9 +42,12 @@ _KEYS: Mapping[str, str] = MappingProxyType(
         "memory_mib": _SIZE,
         "host": _WORD,
         "origin": _WORD,
+        "threads": _COUNT,
+        "options": _OPTIONS,
+        "python": _WORD,
     }
 )
-_OPTIONAL = frozenset({"batch", "memory_mib", "origin"})
+_OPTIONAL = frozenset({"batch", "memory_mib", "origin", "threads", "options", "python"})
 _LISTS = MappingProxyType({"precisions": PRECISIONS, "metrics": tuple(METRICS)})
 
 # what a local runtime needs: modules of which all must be there, and whether an NVIDIA driver must be
@@ -52,6 +56,7 @@ _NEEDS: Mapping[str, tuple[tuple[str, ...], bool]] = MappingProxyType(
         "ort-cpu": (("onnxruntime",), False),
         "ort-cuda": (("onnxruntime",), True),
         "ort-trt": (("onnxruntime", "tensorrt"), True),
+        "torch-cpu": (("torch",), False),
         "torch-cuda": (("torch",), True),
         "tensorrt": (("tensorrt",), True),
         "openvino": (("openvino",), False),
@@ -65,7 +70,6 @@ _DRIVER_FILES = (
     Path("/dev/nvhost-ctrl-gpu"),  # Jetson boards
     Path("/dev/dxg"),  # Windows' Linux subsystem
 )
-_CAN_MEASURE = False  # this version times no network itself
 
 
 def user_folder() -> Path:
@@ -153,19 +157,21 @@ def availability(device: Device, answered: Collection[str] | None = None) -> tup
         if answered is None:
             return True, "answered by tables or surrogates; not measured here"
         return False, f"no table or surrogate for device {device.name}"
+    if device.host == "profile":
+        return True, f"saved measurements: {device.origin}"
     if device.host != "local":
-        return False, f"is at {device.host}; devices elsewhere are not available in this version"
+        return True, f"is at {device.host}; 'hwnas doctor --device {device.name}' asks it"
     lacking = {runtime: lacks(runtime) for runtime in device.runtimes}
     there = [runtime for runtime, lack in lacking.items() if not lack]
     if not there:
         return False, "; ".join(f"{runtime}: {lack}" for runtime, lack in lacking.items())
-    if not _CAN_MEASURE:
-        return False, f"runtime {there[0]} is there, but measured latency is not available in this version"
-    return True, f"runtime {there[0]}"
+    return True, f"measured here with {there[0]}"
 
 
 def lacks(runtime: str) -> str:
     """What a local runtime lacks on this machine, in words; "" if nothing. Never raises, imports no framework."""
+    if runtime.startswith("ort:"):  # another execution provider; whether it is there is only known to ONNX Runtime
+        runtime = "ort-cpu"
     if runtime not in _NEEDS:
         return f"no runtime of this version (known: {', '.join(_NEEDS)})"
     modules, driver = _NEEDS[runtime]
@@ -200,8 +206,8 @@ def _own() -> dict[str, Path]:
 
 
 def _users() -> dict[str, Path]:
-    folder = user_folder()
-    return {path.stem: path for path in folder.glob("*.toml")} if folder.is_dir() else {}
+    saved = {path.stem: path for path in resources.user_profiles().glob("*/*.toml") if path.stem == path.parent.name}
+    return {**saved, **{path.stem: path for path in user_folder().glob("*.toml")}}
 
 
 def _check(path: Path, content: Mapping[str, Any]) -> None:
@@ -225,6 +231,10 @@ def _check(path: Path, content: Mapping[str, Any]) -> None:
                 raise InvalidSetting(f"{path}: {key!r} holds {word!r}; known: {', '.join(admitted)}")
     if content["kind"] not in KINDS:
         raise InvalidSetting(f"{path}: no kind {content['kind']!r}. Known: {', '.join(KINDS)}")
+    if content["host"] not in ("local", "table", "profile") and not re.fullmatch(r"ssh:\S+", content["host"]):
+        raise InvalidSetting(
+            f'{path}: \'host\' wants "local", "table", "profile" or "ssh:ADDRESS"; got {content["host"]!r}'
+        )
     if content["name"] != path.stem or not _NAME.fullmatch(content["name"]):
         raise InvalidSetting(
             f"{path}: 'name' is {content['name']!r}; it must equal the file's name {path.stem!r} and hold only "
@@ -235,6 +245,8 @@ def _check(path: Path, content: Mapping[str, Any]) -> None:
 def _fits(wanted: str, value: object) -> bool:
     if wanted == _WORD:
         return isinstance(value, str) and bool(value)
+    if wanted == _OPTIONS:
+        return isinstance(value, dict) and all(isinstance(v, str | int | float | bool) for v in value.values())
     if wanted == _WORDS:
         return isinstance(value, list) and all(isinstance(word, str) for word in value)
     number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")

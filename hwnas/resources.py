@@ -30,3 +30,13 @@ def user_cache() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_cache_path("hwnas", appauthor=False))
+
+
+def user_profiles() -> Path:
+    """Where a user's saved measurements lie, a folder for each: `HWNAS_PROFILES`, else in the user's data folder."""
+    named = os.environ.get("HWNAS_PROFILES")
+    if named:
+        return Path(named).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_data_path("hwnas", appauthor=False)) / "profiles"

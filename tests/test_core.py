@@ -329,7 +329,7 @@ def test_better_measurements_take_the_place_of_earlier_ones() -> None:
     assert after.violations.tolist() == pytest.approx([0.2, 0.0])
     assert before.losses.tolist() == [[5.0, 3.0], [6.0, 2.0]]
     for row in (replace(better, architecture=arch(3)), replace(better, context=Context(Source.MEASURED, "fpga"))):
-        with pytest.raises(ValueError, match="no latency_ms on .* that could be replaced"):
+        with pytest.raises(ValueError, match="that could be replaced"):
             before.amend([row])
 
 

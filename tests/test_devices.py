@@ -103,6 +103,9 @@ def test_names_of_published_devices_are_reserved(mine: Path) -> None:
         (GOOD + "batch = true\n", "'batch' wants a whole number above 0, got True"),
         (GOOD + "memory_mib = nan\n", "'memory_mib' wants a number above 0"),
         (GOOD.replace('"mybox"', '"other"'), "'name' is 'other'; it must equal the file's name 'mybox'"),
+        (GOOD.replace('"local"', '"board.lan"'), "'host' wants .*ssh:ADDRESS.*got 'board.lan'"),
+        (GOOD + "options = 3\n", "'options' wants a table"),
+        (GOOD + "threads = 0\n", "'threads' wants a whole number above 0"),
         ("name = ", "not a TOML file"),
         ("[name]\n", "the key 'title'"),
     ],
@@ -129,9 +132,7 @@ def test_what_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
         "openvino: package 'openvino' is not installed: pip install 'hwnas[openvino]'",
     )
     monkeypatch.setattr(devices, "_installed", lambda module: True)
-    available, reason = availability(cpu)
-    assert not available
-    assert "measured latency is not available in this version" in reason
+    assert availability(cpu) == (True, "measured here with ort-cpu")
 
 
 def test_a_gpu_needs_a_driver_and_the_right_packages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,10 +159,28 @@ def test_looking_for_drivers_never_raises(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_device_elsewhere_is_said_to_be_elsewhere(mine: Path) -> None:
-    write(mine, GOOD.replace('"local"', '"board.lan:9000"'))
-    available, reason = availability(load_device("mybox"))
-    assert not available
-    assert "board.lan:9000" in reason
+    write(mine, GOOD.replace('"local"', '"ssh:pi@board.lan"'))
+    device = load_device("mybox")
+    available, reason = availability(device)
+    assert (available, device.measurable) == (True, True)
+    assert "ssh:pi@board.lan" in reason
+    assert "hwnas doctor --device mybox" in reason
+
+
+def test_how_a_device_is_run_can_be_set(mine: Path) -> None:
+    write(mine, GOOD + 'threads = 4\noptions = { "session.x" = "1", n = 2, on = true }\n')
+    device = load_device("mybox")
+    assert (device.threads, dict(device.options)) == (4, {"session.x": "1", "n": 2, "on": True})
+
+
+def test_saved_measurements_are_a_device(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HWNAS_PROFILES", str(tmp_path / "saved"))
+    (tmp_path / "saved" / "mybox").mkdir(parents=True)
+    write(tmp_path / "saved" / "mybox", GOOD.replace('"local"', '"profile"'))
+    assert "mybox" in device_names()
+    device = load_device("mybox")
+    assert not device.measurable
+    assert availability(device)[0]
 
 
 def test_searching_where_nothing_answers_says_what_to_do() -> None:

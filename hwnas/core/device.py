@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,11 @@ class Device:
         measured_how: One sentence: what was measured and how.
         batch: Batch size of its figures.
         memory_mib: Memory that a model may use, MiB; None where unknown.
-        host: Where it is: "local", "table" (only known from a table), or an address.
+        host: Where it is: "local", "table" (only known from a table), "profile" (only known from saved measurements),
+            or "ssh:ADDRESS".
+        threads: Threads that run one network, where it is measured.
+        options: Further options of the runtime, as it spells them.
+        python: Python of a device that is reached by ssh.
         origin: Where the definition comes from (file or benchmark).
     """
 
@@ -34,3 +39,11 @@ class Device:
     memory_mib: float | None = None
     host: str = "table"
     origin: str = ""
+    threads: int = 1
+    options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    python: str = "python3"
+
+    @property
+    def measurable(self) -> bool:
+        """Whether networks can be run on it, here or over ssh; else it is only known from numbers."""
+        return self.host not in ("table", "profile")
