@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hwnas.core.architecture import Architecture
 from hwnas.core.ledger import Ledger
-from hwnas.core.measurement import Context, Measurement
+from hwnas.core.measurement import Context, Measurement, Source
 from hwnas.core.protocols import Evaluator, Store
 
 Wanted = tuple[str, str | None]  # metric, device
@@ -83,10 +83,12 @@ def count(rows: Sequence[Measurement], *, evaluations: int) -> Ledger:
         rows: Measurements of one step.
         evaluations: How many distinct architectures they are about.
     """
-    kinds = {"error": 0, "counted": 0, "cost": 0}
+    kinds = {"error": 0, "counted": 0, "cost": 0, "predicted": 0}
     for row in rows:
         if row.context.runtime == "count":
             kinds["counted"] += 1
+        elif row.context.source is Source.PREDICTED:
+            kinds["predicted"] += 1
         elif row.metric.endswith("error_pct"):
             kinds["error"] += 1
         else:
@@ -95,6 +97,7 @@ def count(rows: Sequence[Measurement], *, evaluations: int) -> Ledger:
         evaluations=evaluations,
         error_queries=kinds["error"],
         cost_queries=kinds["cost"],
+        predicted=kinds["predicted"],
         counted=kinds["counted"],
         failures=sum(not row.status.has_value for row in rows),
     )

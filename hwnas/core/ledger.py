@@ -15,6 +15,7 @@ class Ledger:
         evaluations: Distinct architectures evaluated: one for each row of the archive.
         error_queries: Table, surrogate or training evaluations of an error.
         cost_queries: Latency, energy and memory queries (table, surrogate or measured), one a metric and device.
+        predicted: Costs that a predictor gave in place of a measurement.
         counted: Numbers counted from the network (parameters, multiply-accumulates).
         zero_cost: Zero-cost evaluations.
         pretraining_labels: Labels that a generator or predictor had seen before the search.
@@ -30,6 +31,7 @@ class Ledger:
     evaluations: int = 0
     error_queries: int = 0
     cost_queries: int = 0
+    predicted: int = 0
     counted: int = 0
     zero_cost: int = 0
     pretraining_labels: int = 0

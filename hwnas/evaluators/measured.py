@@ -1,0 +1,222 @@
+"""Numbers from running the networks: exported, timed by the profiling layer, and predicted where that is good enough.
+
+What a search on a device without a table pays for is time on that device. Once a few networks have been measured, a
+latency predictor knows many others to within the measurements' own width: those are not measured but predicted, and
+say so (source `predicted`). What the search ends with is measured, always (`final`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas.core.architecture import Architecture
+from hwnas.core.measurement import Context, Measurement, Source
+
+Floats = NDArray[np.float64]
+LATENCY = "latency_ms"
+
+
+class Meter(Protocol):
+    """Runs architectures' networks on one device."""
+
+    def context(self, metric: str) -> Context | None:
+        """What its answers carry; None where the device cannot tell this metric."""
+
+    def why_not(self, metric: str) -> str:
+        """Why `context` is None, in words."""
+
+    def measure(
+        self, architectures: Sequence[Architecture], *, final: bool = False
+    ) -> Iterator[Mapping[str, Measurement]]:
+        """For each architecture, in order, all metrics that its device tells; failures are rows with a status.
+
+        Args:
+            architectures: What to run, interleaved with each other.
+            final: With the most careful protocol, each from the file that a user would get.
+        """
+
+    def close(self) -> None:
+        """Release the device."""
+
+
+class LatencyModel(Protocol):
+    """Predicts latency from what was measured: `hwnas.predictors.latency.LatencyPredictor`."""
+
+    def fit(self, architectures: Sequence[Architecture], latencies: Floats, half_widths: Floats) -> None:
+        """Learn from `n` measured latencies, ms, with half of their 95 % intervals."""
+
+    def interval(self, architectures: Sequence[Architecture]) -> tuple[Floats, Floats, Floats]:
+        """Latency and both ends of its 95 % interval, ms, `n` each."""
+
+
+@dataclass(frozen=True)
+class Screening:
+    """When a prediction is good enough.
+
+    Attributes:
+        first: Networks that are measured before anything is predicted.
+        within: A predicted interval may be so wide to each side, relative to the latency.
+        audit: Every so many-th network that could have been predicted is measured all the same: a running check of
+            the predictions. 0 checks none.
+    """
+
+    first: int = 10
+    within: float = 0.1
+    audit: int = 8
+
+    def __post_init__(self) -> None:
+        if self.first < 2 or not 0 < self.within < 1 or self.audit < 0:
+            raise ValueError(
+                f"first >= 2, 0 < within < 1 and audit >= 0 are wanted; "
+                f"got {self.first=}, {self.within=}, {self.audit=}"
+            )
+
+
+class MeasuredEvaluator:
+    """Latency, CPU time, memory and energy of a space's networks on one device.
+
+    Args:
+        device: The device's name.
+        meter: Runs networks on it.
+        predictor: Predicts latency; None measures every network.
+        screening: When a prediction is good enough.
+        budget: Latency budget, ms: a network whose predicted interval holds it is measured.
+    """
+
+    name = "measured"
+
+    def __init__(
+        self,
+        device: str,
+        meter: Meter,
+        *,
+        predictor: LatencyModel | None = None,
+        screening: Screening = Screening(),
+        budget: float | None = None,
+    ) -> None:
+        self.device = device
+        self.meter = meter
+        self._predictor = predictor
+        self._screening = screening
+        self._budget = budget
+        self._known: dict[Architecture, Measurement] = {}  # measured latencies, in order
+        self._predictable = 0  # networks that a prediction was good enough for
+        self._audits: list[tuple[Measurement, Measurement]] = []  # (predicted, measured)
+        self._fitted = 0
+
+    def context(self, metric: str, device: str | None) -> Context | None:
+        """What a measured answer carries; None if this device cannot tell the metric."""
+        return self.meter.context(metric) if device == self.device else None
+
+    def contexts(self, metric: str, device: str | None) -> tuple[Context, ...]:
+        """All contexts that an answer may have: measured, and for latency predicted."""
+        measured = self.context(metric, device)
+        if measured is None:
+            return ()
+        return (measured, _predicted(measured)) if metric == LATENCY and self._predictor is not None else (measured,)
+
+    def why_not(self, metric: str, device: str | None) -> str:
+        """Why `context` is None, in words; "" if it is not None."""
+        if device != self.device:
+            return f"{metric} of {device} is not measured on {self.device}"
+        return "" if self.meter.context(metric) is not None else self.meter.why_not(metric)
+
+    def remember(self, rows: Iterable[Measurement]) -> None:
+        """Learn from measurements that a run already has."""
+        for row in rows:
+            if row.metric == LATENCY and row.context.device == self.device:
+                self._note(row)
+
+    def evaluate(
+        self, architectures: Sequence[Architecture], wanted: Sequence[tuple[str, str | None]]
+    ) -> Iterator[Measurement]:
+        """One row for each architecture and wanted metric; measured ones come as their batch ends.
+
+        Raises:
+            ValueError: If a wanted metric has no context here.
+        """
+        metrics = [self._must(metric, device) for metric, device in wanted]
+        predicted = self._predict(architectures) if metrics == [LATENCY] else {}
+        good: list[Measurement] = []
+        checked: dict[Architecture, Measurement] = {}
+        for architecture, row in predicted.items():
+            self._predictable += 1
+            if self._screening.audit and self._predictable % self._screening.audit == 0:
+                checked[architecture] = row
+            else:
+                good.append(row)
+        yield from good
+        skipped = {row.architecture for row in good}
+        rest = [architecture for architecture in architectures if architecture not in skipped]
+        for architecture, rows in zip(rest, self.meter.measure(rest), strict=True):
+            if LATENCY in rows:
+                self._note(rows[LATENCY])
+                if architecture in checked and rows[LATENCY].status.has_value:
+                    self._audits.append((checked[architecture], rows[LATENCY]))
+            for metric in metrics:
+                yield rows[metric]
+
+    def finals(self, architectures: Sequence[Architecture], metrics: Sequence[str]) -> list[Measurement]:
+        """The same metrics measured with the most careful protocol, interleaved among these architectures only."""
+        found = self.meter.measure(architectures, final=True)
+        return [rows[metric] for rows in found for metric in metrics]
+
+    @property
+    def audits(self) -> tuple[int, int]:
+        """How many predictions were checked by a measurement, and how many of those intervals overlapped it."""
+        inside = sum(_overlap(predicted, measured) for predicted, measured in self._audits)
+        return len(self._audits), inside
+
+    def close(self) -> None:
+        """Release the device."""
+        self.meter.close()
+
+    def _note(self, row: Measurement) -> None:
+        if row.context.source is Source.PREDICTED:
+            self._predictable += 1
+        elif row.status.has_value:
+            self._known[row.architecture] = row
+
+    def _predict(self, architectures: Sequence[Architecture]) -> dict[Architecture, Measurement]:
+        """Predictions that are good enough, by architecture."""
+        if self._predictor is None or len(self._known) < self._screening.first or not architectures:
+            return {}
+        if self._fitted != len(self._known):
+            rows = list(self._known.values())
+            values = np.array([row.value for row in rows])
+            self._predictor.fit(list(self._known), values, np.array([row.half_width for row in rows]))
+            self._fitted = len(rows)
+        context = _predicted(self._must_context(LATENCY))
+        found = {}
+        for architecture, value, low, high in zip(architectures, *self._predictor.interval(architectures), strict=True):
+            undecided = self._budget is not None and low <= self._budget < high
+            if value > 0 and max(high - value, value - low) <= self._screening.within * value and not undecided:
+                row = Measurement(architecture, LATENCY, float(value), context, interval=(float(low), float(high)))
+                found[architecture] = row
+        return found
+
+    def _must(self, metric: str, device: str | None) -> str:
+        if self.context(metric, device) is None:
+            raise ValueError(f"cannot answer {metric} on device {device}: {self.why_not(metric, device)}")
+        return metric
+
+    def _must_context(self, metric: str) -> Context:
+        context = self.meter.context(metric)
+        assert context is not None, f"{self.device} tells no {metric}"
+        return context
+
+
+def _predicted(measured: Context) -> Context:
+    return replace(
+        measured, source=Source.PREDICTED, fidelity=None, origin=f"predicted from measurements on {measured.device}"
+    )
+
+
+def _overlap(a: Measurement, b: Measurement) -> bool:
+    first, second = a.interval or (a.value, a.value), b.interval or (b.value, b.value)
+    return first[0] <= second[1] and second[0] <= first[1]

@@ -1,0 +1,205 @@
+"""Measured numbers in a search: what is measured, what is predicted, and that both say which they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pytest
+
+from hwnas.core.architecture import Architecture
+from hwnas.core.measurement import Context, Measurement, Source, Status
+from hwnas.evaluators.measured import LATENCY, MeasuredEvaluator, Screening
+from hwnas.measure import Measure
+from hwnas.spaces.codes import sample
+from hwnas.stores.memory import MemoryStore
+from hwnas.testing.evaluators import EvaluatorSuite
+from hwnas.testing.toy import DATASET, DEVICE, ToySpace
+
+SPACE = ToySpace()
+WANTED = ((LATENCY, DEVICE),)
+MEASURED = Context(Source.MEASURED, device=DEVICE, runtime="fake", dataset=DATASET, fidelity="default")
+
+
+def truth(architecture: Architecture) -> float:
+    return 1.0 + sum((2 * i + 1) * op for i, op in enumerate(architecture.code))
+
+
+class Stopwatch:
+    """A meter that knows the truth, and what it was asked."""
+
+    def __init__(self, broken: Sequence[Architecture] = ()) -> None:
+        self.asked: list[tuple[Architecture, bool]] = []
+        self.broken = set(broken)
+        self.closed = False
+
+    def context(self, metric: str) -> Context | None:
+        return MEASURED if metric in (LATENCY, "cpu_time_ms") else None
+
+    def why_not(self, metric: str) -> str:
+        return f"a stopwatch knows no {metric}"
+
+    def measure(
+        self, architectures: Sequence[Architecture], *, final: bool = False
+    ) -> Iterator[Mapping[str, Measurement]]:
+        for architecture in architectures:
+            self.asked.append((architecture, final))
+            value = truth(architecture)
+            yield {
+                metric: Measurement.failed(architecture, metric, MEASURED, Status.CRASHED, "it broke")
+                if architecture in self.broken
+                else Measurement(architecture, metric, value, MEASURED, interval=(0.97 * value, 1.03 * value))
+                for metric in (LATENCY, "cpu_time_ms")
+            }
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Oracle:
+    """A predictor that is right, to within a width that can be set."""
+
+    def __init__(self, width: float = 0.05) -> None:
+        self.width = width
+        self.fitted: list[int] = []
+
+    def fit(self, architectures: Sequence[Architecture], latencies: np.ndarray, half_widths: np.ndarray) -> None:
+        np.testing.assert_allclose(latencies, [truth(a) for a in architectures])
+        np.testing.assert_allclose(half_widths, 0.03 * latencies)
+        self.fitted.append(len(architectures))
+
+    def interval(self, architectures: Sequence[Architecture]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        value = np.array([truth(a) for a in architectures])
+        return value, (1 - self.width) * value, (1 + self.width) * value
+
+
+def drawn(n: int) -> list[Architecture]:
+    return list(dict.fromkeys(sample(SPACE, 3 * n, rng=np.random.default_rng(1))))[:n]
+
+
+class TestWithoutPredictor(EvaluatorSuite):
+    wanted = (*WANTED, ("cpu_time_ms", DEVICE))
+
+    def space(self) -> ToySpace:
+        return SPACE
+
+    def evaluator(self) -> MeasuredEvaluator:
+        return MeasuredEvaluator(DEVICE, Stopwatch(drawn(3)[:1]))
+
+
+def test_the_first_networks_are_measured_and_others_predicted() -> None:
+    meter, oracle = Stopwatch(), Oracle()
+    evaluator = MeasuredEvaluator(DEVICE, meter, predictor=oracle, screening=Screening(first=4, audit=0))
+    first, later = drawn(10)[:4], drawn(10)[4:]
+    assert {row.context.source for row in evaluator.evaluate(first, WANTED)} == {Source.MEASURED}
+    rows = list(evaluator.evaluate(later, WANTED))
+    assert {row.architecture for row in rows} == set(later)
+    assert {row.context for row in rows} == {evaluator.contexts(*WANTED[0])[1]}
+    assert all(row.context.source is Source.PREDICTED and row.interval is not None for row in rows)
+    assert [architecture for architecture, _ in meter.asked] == first
+    assert oracle.fitted == [4]
+
+
+def test_what_cannot_be_predicted_well_enough_is_measured() -> None:
+    meter = Stopwatch()
+    evaluator = MeasuredEvaluator(DEVICE, meter, predictor=Oracle(width=0.2), screening=Screening(first=4))
+    list(evaluator.evaluate(drawn(4), WANTED))
+    assert {row.context.source for row in evaluator.evaluate(drawn(10)[4:], WANTED)} == {Source.MEASURED}
+
+
+def test_a_prediction_that_leaves_the_budget_open_is_not_good_enough() -> None:
+    candidates = drawn(10)[4:]
+    budget = 1.01 * truth(candidates[0])
+    settings = Screening(first=4, audit=0)
+    evaluator = MeasuredEvaluator(DEVICE, Stopwatch(), predictor=Oracle(), screening=settings, budget=budget)
+    list(evaluator.evaluate(drawn(4), WANTED))
+    for row in evaluator.evaluate(candidates, WANTED):
+        open_ = 0.95 * truth(row.architecture) <= budget < 1.05 * truth(row.architecture)
+        assert (row.context.source is Source.MEASURED) == open_
+
+
+def test_some_predictions_are_checked_by_a_measurement() -> None:
+    meter = Stopwatch()
+    evaluator = MeasuredEvaluator(DEVICE, meter, predictor=Oracle(), screening=Screening(first=4, audit=3))
+    list(evaluator.evaluate(drawn(4), WANTED))
+    rows = [row for a in drawn(13)[4:] for row in evaluator.evaluate([a], WANTED)]
+    assert [row.context.source is Source.MEASURED for row in rows] == [False, False, True] * 3
+    assert evaluator.audits == (3, 3)
+
+
+def test_a_wrong_prediction_is_found_by_the_checks() -> None:
+    class Liar(Oracle):
+        def interval(self, architectures: Sequence[Architecture]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            value, low, high = super().interval(architectures)
+            return 2 * value, 2 * low, 2 * high
+
+    evaluator = MeasuredEvaluator(DEVICE, Stopwatch(), predictor=Liar(), screening=Screening(first=4, audit=1))
+    list(evaluator.evaluate(drawn(4), WANTED))
+    list(evaluator.evaluate(drawn(8)[4:], WANTED))
+    assert evaluator.audits == (4, 0)
+
+
+def test_other_metrics_are_never_predicted() -> None:
+    evaluator = MeasuredEvaluator(DEVICE, Stopwatch(), predictor=Oracle(), screening=Screening(first=2))
+    both = (*WANTED, ("cpu_time_ms", DEVICE))
+    rows = [row for a in drawn(8) for row in evaluator.evaluate([a], both)]
+    assert {row.context.source for row in rows} == {Source.MEASURED}
+
+
+def test_failures_are_rows_and_teach_nothing() -> None:
+    broken = drawn(4)[:2]
+    oracle = Oracle()
+    evaluator = MeasuredEvaluator(DEVICE, Stopwatch(broken), predictor=oracle, screening=Screening(first=3))
+    rows = {row.architecture: row for row in evaluator.evaluate(drawn(4), WANTED)}
+    assert [rows[a].status for a in drawn(4)] == [Status.CRASHED] * 2 + [Status.OK] * 2
+    list(evaluator.evaluate(drawn(5)[4:], WANTED))  # two measured so far: nothing is predicted yet
+    assert oracle.fitted == []
+
+
+def test_a_continued_run_remembers() -> None:
+    before = MeasuredEvaluator(DEVICE, Stopwatch())
+    rows = list(before.evaluate(drawn(4), WANTED))
+    meter = Stopwatch()
+    after = MeasuredEvaluator(DEVICE, meter, predictor=Oracle(), screening=Screening(first=4, audit=0))
+    after.remember(rows)
+    assert {row.context.source for row in after.evaluate(drawn(6)[4:], WANTED)} == {Source.PREDICTED}
+    assert meter.asked == []
+
+
+def test_an_interrupted_step_finds_predicted_rows_again() -> None:
+    meter = Stopwatch()
+    evaluator = MeasuredEvaluator(DEVICE, meter, predictor=Oracle(), screening=Screening(first=4, audit=0))
+    store = MemoryStore()
+    measure = Measure(store, tuple((wanted, evaluator) for wanted in WANTED))
+    measure(drawn(4))
+    rows, ledger = measure(drawn(6)[4:])
+    again, _ = measure(drawn(6)[4:])
+    assert again == rows
+    assert [row.context.source for row in rows] == [Source.PREDICTED] * 2
+    assert (ledger.cost_queries, ledger.predicted) == (0, 2)
+
+
+def test_final_measurements_go_to_the_careful_protocol() -> None:
+    meter = Stopwatch()
+    evaluator = MeasuredEvaluator(DEVICE, meter)
+    rows = evaluator.finals(drawn(3), [LATENCY, "cpu_time_ms"])
+    assert [(row.architecture, row.metric) for row in rows] == [
+        (a, metric) for a in drawn(3) for metric in (LATENCY, "cpu_time_ms")
+    ]
+    assert all(final for _, final in meter.asked)
+    evaluator.close()
+    assert meter.closed
+
+
+def test_what_a_device_cannot_tell_is_said() -> None:
+    evaluator = MeasuredEvaluator(DEVICE, Stopwatch())
+    assert evaluator.context("energy_mj", DEVICE) is None
+    assert evaluator.why_not("energy_mj", DEVICE) == "a stopwatch knows no energy_mj"
+    with pytest.raises(ValueError, match="a stopwatch knows no energy_mj"):
+        list(evaluator.evaluate(drawn(1), [("energy_mj", DEVICE)]))
+
+
+@pytest.mark.parametrize("wrong", [{"first": 1}, {"within": 0.0}, {"within": 1.0}, {"audit": -1}])
+def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="are wanted; got"):
+        Screening(**wrong)  # type: ignore[arg-type]
