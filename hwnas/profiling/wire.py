@@ -8,7 +8,7 @@ Requests (`op` and its fields) and the fields of a good reply:
 
     probe   runtime                                      -> info (DeviceInfo)
     load    id, path, config                             -> providers, build_s, load_s, first_run_ms
-    warm    id, min_runs, min_ms, max_runs, max_ms, tol  -> runs, ok, run_ms (median of the last block, per inference)
+    warm    id, min_runs, min_ms, max_runs, max_ms, tol  -> runs, steady, run_ms (median of the last block)
     round   visits [[id, untimed, k, loops], ...]        -> samples {id: [[fields of Sample], ...]}
     outputs id, path (where to write an .npz)            -> names [...]
     memory  id                                           -> memory (MemoryInfo)
