@@ -23,12 +23,14 @@ class Failure(Exception):
     Args:
         status: One of the statuses without a value.
         message: What was wanted, what came, and what to do, for people.
+        at: Model that was being worked on, where the host knows it.
     """
 
-    def __init__(self, status: Status, message: str) -> None:
+    def __init__(self, status: Status, message: str, *, at: str | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.at = at
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,7 @@ class ProcessTransport:
             elif message.get("event") == "at":
                 at = message.get("id")
             elif message.get("n") == self._asked:
-                return _good(message)
+                return good(message, at)
 
     def put(self, path: str) -> str:
         """The path itself: the worker sees the same files."""
@@ -191,10 +191,11 @@ class SshTransport(ProcessTransport):
         return name
 
 
-def _good(message: dict[str, Any]) -> dict[str, Any]:
+def good(message: dict[str, Any], at: str | None) -> dict[str, Any]:
+    """The reply, or the Failure that it tells of."""
     if message.get("ok"):
         return message
-    raise Failure(Status(message["status"]), message["message"])
+    raise Failure(Status(message["status"]), message["message"], at=at)
 
 
 def _read(pipe: IO[str] | None, lines: queue.Queue[str | None]) -> None:

@@ -1,0 +1,575 @@
+"""Candidates on one worker: batches with references, interleaved rounds, faults that cost only their cause."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas.core.measurement import Status
+from hwnas.profiling import statistics
+from hwnas.profiling.backend import DeviceInfo, Failure, MemoryInfo, SessionConfig
+from hwnas.profiling.energy import Energy
+from hwnas.profiling.host import fingerprint
+from hwnas.profiling.protocol import Protocol
+from hwnas.profiling.record import Latency, Record, Sampling, Setup, Subject
+from hwnas.profiling.statistics import Estimate
+from hwnas.profiling.wire import Message, Transport, WorkerDied, WorkerTimeout
+from hwnas.seeding import stream
+
+Floats = NDArray[np.float64]
+OnProgress = Callable[[int, int, str], None]
+
+DEFAULT_SIGMA = 0.025  # between sessions, relative, on a device that was never calibrated
+DRIFT, REPEAT = 0.1, 0.25  # level of the references, log: worth a flag; worth measuring the batch again
+BUSY = 20.0  # % of the last 10 s in which some task waited for a CPU
+_PREEMPTED = 0.5  # share of samples
+_SLOWEST_LOAD_S = {"tensorrt": 600.0, "ort-trt": 600.0}
+_LOAD_S, _LEAST_S, _TIMES = 60.0, 10.0, 50.0  # deadlines: loading; any other request; multiples of the expected time
+_WINDOW_S, _WINDOWS = 2.0, 3  # of energy
+_WALL, _CPU, _DEVICE, _SWITCHES = 1, 3, 4, 5  # columns of kept samples; 0 is the round
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network to measure.
+
+    Attributes:
+        id: Unique among those measured together.
+        path: Its ONNX file.
+        graph_hash: Of its structure; "" where unknown.
+        facts: Counted from the file, kept in its record.
+    """
+
+    id: str
+    path: Path
+    graph_hash: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _Loaded:
+    """What the worker said of one loaded network, and what was sampled of it since."""
+
+    reply: Mapping[str, Any]
+    warm: Mapping[str, Any] = field(default_factory=dict)
+    rows: list[tuple[float, ...]] = field(default_factory=list)
+
+    @property
+    def samples(self) -> Floats:
+        return np.array(self.rows, dtype=np.float64)
+
+
+@dataclass
+class _Session:
+    """One worker process's view of a batch: figures by id, in the order of `ids`."""
+
+    ids: list[str]
+    wall: Estimate
+    cpu: Estimate
+    loaded: dict[str, _Loaded]
+    rounds: dict[str, int]
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+    order_hash: str
+    wall_s: float
+
+    def at(self, name: str) -> int:
+        return self.ids.index(name)
+
+
+class Bench:
+    """A worker, and how it is used.
+
+    Args:
+        transport: The worker; it is started here.
+        config: How networks are run.
+        protocol: How carefully.
+        references: Networks that every batch measures as well, by name.
+        sigma: Between-session standard deviation of this device, relative; None where it was never calibrated.
+        seed: Of random orders and resamples.
+        memory, energy: Whether to ask for them as well.
+        clock: Monotonic seconds.
+        on_progress: Told (networks done, of how many, what is going on).
+
+    Attributes:
+        info: What the worker found.
+        samples: Raw samples of everything measured, by id.
+        last: Joint figures of the latest batch, and the names of its networks: for comparisons.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        config: SessionConfig,
+        protocol: Protocol,
+        *,
+        references: Mapping[str, Path],
+        sigma: float | None = None,
+        seed: int = 0,
+        memory: bool = False,
+        energy: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        self._transport = transport
+        self._config = config
+        self._protocol = protocol
+        self._references = dict(references)
+        self._sigma = sigma
+        self._seed = seed
+        self._memory, self._energy = memory, energy
+        self._clock = clock
+        self._on_progress = on_progress or (lambda done, total, text: None)
+        self._batches = 0
+        self._level: dict[str, float] = {}  # log figures of the references in the first batch
+        self._known: dict[str, tuple[Candidate, float, float]] = {}  # measured: log figure, half width
+        self._pairs: list[tuple[float, float, tuple[float, float]]] = []
+        self._alive = False
+        self._loaded: dict[str, _Loaded] = {}
+        self.samples: dict[str, Floats] = {}
+        self.last: tuple[list[str], Estimate] | None = None
+        self._start()
+        told = self._call({"op": "probe", "runtime": config.runtime}, _LOAD_S)
+        self.info = DeviceInfo.from_json(told["info"])
+        if not self.info.available:
+            raise Failure(Status.BACKEND_UNAVAILABLE, f"{config.runtime}: {self.info.reason}")
+
+    def measure(self, candidates: Sequence[Candidate]) -> Iterator[Record]:
+        """A record for each candidate, in order; those of a batch come when it ends.
+
+        Raises:
+            ValueError: Two candidates have one id, or one has a reference's.
+        """
+        names = [candidate.id for candidate in candidates]
+        if len({*names, *self._references}) != len(names) + len(self._references):
+            raise ValueError(f"ids are wanted once each, and none of {sorted(self._references)}; got {sorted(names)}")
+        done = 0
+        for begin in range(0, len(candidates), self._protocol.batch):
+            batch = candidates[begin : begin + self._protocol.batch]
+            self._on_progress(done, len(candidates), f"measuring {len(batch)} networks")
+            records = self._batch(batch)
+            for candidate in batch:
+                yield records[candidate.id]
+            done += len(batch)
+            self._on_progress(done, len(candidates), "")
+
+    @property
+    def retests(self) -> statistics.Retests | None:
+        """How well figures repeated in later batches; None before the second."""
+        first, second, halves = zip(*self._pairs, strict=True) if self._pairs else ((), (), ())
+        return statistics.retests([math.exp(x) for x in first], [math.exp(x) for x in second], halves)
+
+    @property
+    def sigma(self) -> float:
+        """Between-session standard deviation that intervals contain, relative."""
+        return DEFAULT_SIGMA if self._sigma is None else self._sigma
+
+    def close(self) -> None:
+        """End the worker."""
+        self._alive = False
+        self._transport.close()
+
+    # -- one batch ---------------------------------------------------------------------------------------------------
+
+    def _batch(self, batch: Sequence[Candidate]) -> dict[str, Record]:
+        rng = stream(self._seed, self._batches, "rounds")
+        again = self._retested(batch, rng)
+        self._batches += 1
+        faults = _Faults()
+        members = {candidate.id: candidate for candidate in (*batch, *again)}
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        sessions = self._sessions(members, faults, rng)
+        level = self._level_of(sessions)
+        if sessions and abs(level) > REPEAT:
+            sessions = self._sessions(members, faults, rng)
+            level = self._level_of(sessions)
+        for candidate in again:
+            self._note_retest(candidate, sessions, level)
+        records = {}
+        for candidate in batch:
+            if candidate.id in faults.failed or not sessions:
+                records[candidate.id] = self._failed(candidate, faults)
+            else:
+                records[candidate.id] = self._record(candidate, sessions, level, faults, started)
+        self._unload([name for name in self._loaded if name not in self._references])
+        return records
+
+    def _sessions(self, members: Mapping[str, Candidate], faults: _Faults, rng: np.random.Generator) -> list[_Session]:
+        found = []
+        for number in range(self._protocol.processes):
+            if number:
+                self._start()
+            session = self._session(members, faults, rng)
+            if session is None:
+                return []
+            found.append(session)
+        return found
+
+    def _session(self, members: Mapping[str, Candidate], faults: _Faults, rng: np.random.Generator) -> _Session | None:
+        """All that can be measured, in one worker; None where nothing can. Begins again without whoever broke it."""
+        while True:
+            try:
+                if not self._alive:
+                    self._start()
+                names = [name for name in members if name not in faults.failed]
+                if not self._load(names, members, faults):
+                    return None
+                return self._rounds(rng)
+            except (WorkerDied, WorkerTimeout) as fault:
+                self._alive = False
+                self._isolate(fault, members, faults)
+            except Failure as fault:  # a network that loaded, but broke later
+                if fault.at is None or fault.at not in members:
+                    raise
+                faults.failed[fault.at] = (fault.status, fault.message)
+                self._unload([fault.at])
+
+    def _isolate(self, fault: WorkerDied | WorkerTimeout, members: Mapping[str, Candidate], faults: _Faults) -> None:
+        """Find out whether the network that a worker ended at does so alone as well."""
+        name = fault.at
+        if name is None or name not in members:
+            faults.strikes += 1
+            if name in self._references or faults.strikes > 2:
+                for member in members:
+                    faults.failed.setdefault(member, _status(fault))
+            return
+        faults.retries[name] = faults.retries.get(name, 0) + 1
+        if faults.retries[name] > 1:
+            faults.failed[name] = _status(fault)
+            return
+        try:
+            self._start()
+            self._load_one(name, members[name].path)
+            self._warm(name)
+        except (WorkerDied, WorkerTimeout) as repeated:
+            self._alive = False
+            faults.failed[name] = _status(repeated)
+        except Failure as failure:
+            faults.failed[name] = (failure.status, failure.message)
+
+    def _load(self, names: Sequence[str], members: Mapping[str, Candidate], faults: _Faults) -> bool:
+        """Load and warm up references and members; whether any member is left."""
+        for name, path in self._references.items():
+            if name not in self._loaded:
+                self._load_one(name, path)
+        left = False
+        for name in names:
+            try:
+                if name not in self._loaded:
+                    self._load_one(name, members[name].path)
+                left = True
+            except Failure as failure:
+                faults.failed[name] = (failure.status, failure.message)
+        for name in list(self._loaded):
+            self._warm(name)
+        return left
+
+    def _rounds(self, rng: np.random.Generator) -> _Session:
+        protocol, loaded = self._protocol, self._loaded
+        ids = list(loaded)
+        for state in loaded.values():
+            state.rows = []
+        before, began = self._state(), self._clock()
+        plans = {name: self._visit(loaded[name].warm["run_ms"]) for name in ids}
+        visits = np.full((len(ids), protocol.most_rounds), np.nan)
+        cpu = visits.copy()
+        active = [name for name in ids if name not in self._references]
+        limit = began + protocol.budget_s * max(1, len(active)) * (1 + len(self._references) / len(ids))
+        orders = hashlib.sha256()
+        r = 0
+        for r in range(protocol.most_rounds):
+            order = [str(name) for name in rng.permutation([*self._references, *active])]
+            orders.update("\n".join(order).encode())
+            self._round(r, order, plans, ids, visits, cpu)
+            if r + 1 >= protocol.rounds and (r + 1 - protocol.rounds) % protocol.step == 0 and r + 1 < visits.shape[1]:
+                halves = self._estimate(visits[:, : r + 1], rng).half
+                active = [name for name in active if halves[ids.index(name)] > protocol.within]
+                if not active or self._clock() > limit:
+                    break
+        visits, cpu = visits[:, : r + 1], cpu[:, : r + 1]
+        wall_s = (self._clock() - began) / len(ids)
+        counts = {name: int((~np.isnan(visits[i])).sum()) for i, name in enumerate(ids)}
+        for name in ids:
+            self.samples[name] = loaded[name].samples
+        wall = self._estimate(visits, rng)
+        self.last = ids, wall
+        return _Session(
+            ids,
+            wall,
+            self._estimate(cpu, rng),
+            dict(loaded),
+            counts,
+            before,
+            self._state(),
+            orders.hexdigest()[:16],
+            wall_s,
+        )
+
+    def _round(
+        self,
+        number: int,
+        order: Sequence[str],
+        plans: Mapping[str, tuple[int, int]],
+        ids: Sequence[str],
+        visits: Floats,
+        cpu: Floats,
+    ) -> None:
+        wanted = [[name, self._protocol.untimed, *plans[name]] for name in order]
+        expected = sum(
+            self._loaded[name].warm["run_ms"] * 1e-3 * (self._protocol.untimed + k * loops)
+            for name, (k, loops) in ((name, plans[name]) for name in order)
+        )
+        told = self._call({"op": "round", "visits": wanted}, max(_LEAST_S, _TIMES * expected))["samples"]
+        for name in order:
+            rows = [(float(number), *(math.nan if x is None else float(x) for x in row)) for row in told[name]]
+            self._loaded[name].rows += rows
+            table = np.array(rows)
+            device = table[:, _DEVICE]
+            # a device's own events are not disturbed by the host: their median is the visit's figure
+            time_ns = table[:, _WALL].min() if np.isnan(device).any() else float(np.median(device))
+            visits[ids.index(name), number] = math.log(max(time_ns, 1.0) * 1e-6)
+            cpu[ids.index(name), number] = math.log(max(table[:, _CPU].min(), 1.0) * 1e-6)
+
+    def _visit(self, run_ms: float) -> tuple[int, int]:
+        """Timed samples of a visit, and inferences in each."""
+        protocol = self._protocol
+        run_us = max(1e3 * run_ms, 1e-3)
+        loops = math.ceil(protocol.sample_us / run_us) if run_us < protocol.sample_us / 2 else 1
+        wanted = math.ceil(1e3 * protocol.visit_ms / (run_us * loops))
+        return min(max(wanted, protocol.samples[0]), protocol.samples[1]), loops
+
+    def _estimate(self, visits: Floats, rng: np.random.Generator) -> Estimate:
+        return statistics.estimate(visits, resamples=self._protocol.resamples, rng=rng)
+
+    # -- talking to the worker ---------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._loaded = {}
+        self._transport.start()
+        self._alive = True
+
+    def _call(self, request: Message, timeout: float) -> dict[str, Any]:
+        return self._transport.call(request, timeout=timeout)
+
+    def _load_one(self, name: str, path: Path) -> None:
+        request = {"op": "load", "id": name, "path": self._transport.put(str(path)), "config": self._config.to_json()}
+        self._loaded[name] = _Loaded(self._call(request, _SLOWEST_LOAD_S.get(self._config.runtime, _LOAD_S)))
+
+    def _warm(self, name: str) -> None:
+        protocol = self._protocol
+        request = {
+            "op": "warm",
+            "id": name,
+            "min_runs": protocol.warm_runs,
+            "min_ms": protocol.warm_ms,
+            "max_runs": protocol.most_warm_runs,
+            "max_ms": protocol.most_warm_ms,
+            "tol": protocol.warm_within,
+        }
+        first_s = 1e-3 * self._loaded[name].reply["first_run_ms"]
+        deadline = max(_LEAST_S, _TIMES * first_s) + 1e-3 * protocol.most_warm_ms
+        self._loaded[name].warm = self._call(request, deadline)
+
+    def _state(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self._call({"op": "state"}, _LOAD_S)["conditions"]
+        return found
+
+    def _unload(self, names: Iterable[str]) -> None:
+        for name in list(names):
+            self._loaded.pop(name, None)
+            if self._alive:
+                self._call({"op": "unload", "id": name}, _LOAD_S)
+
+    # -- references and retests --------------------------------------------------------------------------------------
+
+    def _level_of(self, sessions: Sequence[_Session]) -> float:
+        """Mean log offset of the references to the first batch, which sets the level."""
+        if not sessions or not self._references:
+            return 0.0
+        now = {name: _mean([s.wall.value[s.at(name)] for s in sessions]) for name in self._references}
+        if not self._level:
+            self._level = now
+        return _mean([now[name] - self._level[name] for name in now])
+
+    def _retested(self, batch: Sequence[Candidate], rng: np.random.Generator) -> list[Candidate]:
+        names = [name for name in self._known if name not in {candidate.id for candidate in batch}]
+        chosen = rng.permutation(len(names))[: self._protocol.retests]
+        return [self._known[names[i]][0] for i in chosen if self._known[names[i]][0].path.exists()]
+
+    def _note_retest(self, candidate: Candidate, sessions: Sequence[_Session], level: float) -> None:
+        found = [s for s in sessions if candidate.id in s.ids]
+        if found:
+            _, first, half = self._known[candidate.id]
+            second, within = _combined([s.wall for s in found], [s.at(candidate.id) for s in found])
+            joint = float(self._with_session(within, found, candidate.id))
+            self._pairs.append((first, second - level, (half, joint)))
+
+    # -- records -----------------------------------------------------------------------------------------------------
+
+    def _with_session(self, within: float, sessions: Sequence[_Session], name: str) -> Floats:
+        """Half width of a figure with the part between sessions, which several processes show and average out."""
+        count = len(sessions)
+        values = [s.wall.value[s.at(name)] for s in sessions]
+        seen = float(np.std(values, ddof=1)) if count > 1 else 0.0
+        return statistics.with_session(within, max(self.sigma, seen) / math.sqrt(count))
+
+    def _setup(self, providers: Sequence[str] = ()) -> Setup:
+        info = self.info
+        return Setup(
+            self._config.runtime,
+            info.device,
+            fingerprint(info.facts),
+            dict(info.versions),
+            tuple(providers),
+            self._config.to_json(),
+            self._protocol.to_json(),
+        )
+
+    def _failed(self, candidate: Candidate, faults: _Faults) -> Record:
+        status, message = faults.failed.get(candidate.id, (Status.CRASHED, "the worker could not be kept alive"))
+        subject = Subject(candidate.id, candidate.graph_hash, candidate.facts)
+        return Record(subject, self._setup(), status, message, retries=faults.retries.get(candidate.id, 0))
+
+    def _record(
+        self, candidate: Candidate, sessions: Sequence[_Session], level: float, faults: _Faults, started: str
+    ) -> Record:
+        name, last = candidate.id, sessions[-1]
+        loaded = last.loaded[name]
+        value, within = _combined([s.wall for s in sessions], [s.at(name) for s in sessions])
+        half = float(self._with_session(within, sessions, name))
+        cpu, cpu_within = _combined([s.cpu for s in sessions], [s.at(name) for s in sessions])
+        cpu_half = float(statistics.with_session(cpu_within, self.sigma))
+        samples = np.concatenate([s.loaded[name].samples for s in sessions])
+        minimum, polished = (_mean([getattr(s.wall, p)[s.at(name)] for s in sessions]) for p in ("minimum", "polished"))
+        device = samples[:, _DEVICE]
+        latency = Latency(
+            value=math.exp(value - level),
+            low=math.exp(value - level - half),
+            high=math.exp(value - level + half),
+            half_within=within,
+            sigma_session=self.sigma,
+            calibrated=self._sigma is not None,
+            minimum=math.exp(minimum - level),
+            polished=math.exp(polished - level),
+            level=level,
+            spread=statistics.spread(samples[:, _WALL] * 1e-6),
+            cpu_time=math.exp(cpu),
+            cpu_low=math.exp(cpu - cpu_half),
+            cpu_high=math.exp(cpu + cpu_half),
+            device_time=None if np.isnan(device).any() else float(np.median(device)) * 1e-6,
+            first_run=loaded.reply["first_run_ms"],
+            load_s=loaded.reply["load_s"],
+            build_s=loaded.reply["build_s"],
+        )
+        sampling = Sampling(
+            rounds=sum(s.rounds[name] for s in sessions),
+            processes=len(sessions),
+            warm_runs=loaded.warm["runs"],
+            warm_ok=loaded.warm["steady"],
+            seed=self._seed,
+            order_hash=last.order_hash,
+            batch_size=len(last.ids),
+            started=started,
+            wall_s=sum(s.wall_s for s in sessions),
+        )
+        status, message = Status.OK, ""
+        if abs(level) > REPEAT:
+            status, message = Status.NOISY, f"the reference networks took {math.expm1(level):+.0%} of their first time"
+        elif within > self._protocol.within:
+            status = Status.UNCONVERGED
+            message = f"interval of {within:.1%} after {sampling.rounds} rounds, wanted {self._protocol.within:.1%}"
+        self._known[name] = (candidate, value - level, half)
+        return Record(
+            Subject(name, candidate.graph_hash, candidate.facts),
+            self._setup(loaded.reply["providers"]),
+            status,
+            message,
+            latency,
+            sampling,
+            self._asked_memory(name),
+            self._asked_energy(name),
+            {"before": sessions[0].before, "after": last.after},
+            _flags(minimum, polished, level, samples, loaded, last),
+            faults.retries.get(name, 0),
+        )
+
+    def _asked_memory(self, name: str) -> MemoryInfo | None:
+        if not self._memory:
+            return None
+        try:
+            return MemoryInfo.from_json(self._call({"op": "memory", "id": name}, _LOAD_S)["memory"])
+        except Failure as failure:
+            return MemoryInfo(source={"reason": failure.message})
+        except (WorkerDied, WorkerTimeout) as fault:
+            self._start()
+            return MemoryInfo(source={"reason": str(fault)})
+
+    def _asked_energy(self, name: str) -> Energy | None:
+        if not self._energy:
+            return None
+        request = {"op": "energy", "id": name, "window_s": _WINDOW_S, "windows": _WINDOWS}
+        try:
+            told = self._call(request, _LOAD_S + 4 * _WINDOW_S * _WINDOWS)["energy"]
+        except Failure as failure:
+            return Energy(reason=failure.message)
+        except (WorkerDied, WorkerTimeout) as fault:
+            self._start()
+            return Energy(reason=str(fault))
+        return Energy(**{**told, "ci": None if told["ci"] is None else tuple(told["ci"])})
+
+
+@dataclass
+class _Faults:
+    """What went wrong in a batch: who failed for good, who was tried again, faults that nobody can be named for."""
+
+    failed: dict[str, tuple[Status, str]] = field(default_factory=dict)
+    retries: dict[str, int] = field(default_factory=dict)
+    strikes: int = 0
+
+
+def _status(fault: WorkerDied | WorkerTimeout) -> tuple[Status, str]:
+    if isinstance(fault, WorkerTimeout):
+        return Status.TIMEOUT, str(fault)
+    return (Status.OUT_OF_MEMORY if fault.out_of_memory else Status.CRASHED), str(fault)
+
+
+def _combined(estimates: Sequence[Estimate], places: Sequence[int]) -> tuple[float, float]:
+    """Log figure and half width over sessions: mean, and root of the mean square over their number."""
+    values = [e.value[i] for e, i in zip(estimates, places, strict=True)]
+    halves = [e.half[i] for e, i in zip(estimates, places, strict=True)]
+    return _mean(values), math.sqrt(_mean([half**2 for half in halves]) / len(halves))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def _flags(
+    minimum: float, polished: float, level: float, samples: Floats, loaded: _Loaded, session: _Session
+) -> tuple[str, ...]:
+    told = {
+        "bimodal": abs(minimum - polished) > statistics.BIMODAL,
+        "drift": abs(level) > DRIFT,
+        "preempted": float(np.mean(samples[:, _SWITCHES] > 0)) > _PREEMPTED,
+        "busy": max(float(s.get("psi_avg10", 0.0)) for s in (session.before, session.after)) > BUSY,
+        "cold": not loaded.warm["steady"],
+        "throttled": any(_throttled(s) for s in (session.before, session.after)),
+    }
+    return tuple(name for name, so in told.items() if so)
+
+
+def _throttled(conditions: Mapping[str, Any]) -> bool:
+    """Whether a GPU says that it holds back (any bit but idle and set-by-user clocks)."""
+    try:
+        return bool(int(str(conditions.get("throttle_reasons", "0x0")), 16) & ~0b11)
+    except ValueError:
+        return False

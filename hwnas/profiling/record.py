@@ -1,0 +1,211 @@
+"""What is known about one network on one device after it was measured, or was not: the row that is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas import atomic
+from hwnas.core.measurement import Status
+from hwnas.profiling.backend import MemoryInfo
+from hwnas.profiling.energy import Energy
+from hwnas.profiling.statistics import Spread
+
+VERSION = 1
+ESTIMATOR = "geometric mean of the minimum and the polished effect at the minima's level"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was run.
+
+    Attributes:
+        id: Name that the caller gave.
+        graph_hash: Of its structure, without weights; "" where unknown.
+        facts: Counted from the file: parameters, multiply-accumulates, nodes, opset, bytes, ...
+    """
+
+    id: str
+    graph_hash: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where and how it was run.
+
+    Attributes:
+        runtime, device, fingerprint: As the worker found them.
+        versions: Of the runtime and its drivers.
+        providers: What really ran it.
+        config: `SessionConfig`, whole.
+        protocol: `Protocol`, whole.
+    """
+
+    runtime: str
+    device: str
+    fingerprint: str
+    versions: Mapping[str, str]
+    providers: tuple[str, ...]
+    config: Mapping[str, Any]
+    protocol: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Figures in ms, widths relative.
+
+    Attributes:
+        value, low, high: The latency and its 95 % interval, between-session part included.
+        half_within: Half width within the session.
+        sigma_session: Between-session standard deviation that was added.
+        calibrated: Whether that was measured on this device; else it is the default.
+        minimum, polished: The two parts of the figure.
+        level: Log offset of the reference networks to the first batch, which the figure is corrected by.
+        spread: Of all samples, uncorrected.
+        cpu_time, cpu_low, cpu_high: CPU time of one inference by the same estimate, with its 95 % interval.
+        device_time: Time on the device by its own events.
+        first_run, load_s, build_s: The first inference, ms; loading and compiling, s.
+    """
+
+    value: float
+    low: float
+    high: float
+    half_within: float
+    sigma_session: float
+    calibrated: bool
+    minimum: float
+    polished: float
+    level: float
+    spread: Spread
+    cpu_time: float | None = None
+    cpu_low: float | None = None
+    cpu_high: float | None = None
+    device_time: float | None = None
+    first_run: float = 0.0
+    load_s: float = 0.0
+    build_s: float = 0.0
+    estimator: str = ESTIMATOR
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How it was sampled.
+
+    Attributes:
+        rounds, processes: Visits, over so many fresh processes.
+        warm_runs, warm_ok: Warm-up, and whether it became steady.
+        seed, order_hash: Of the random orders.
+        batch_size: Networks that were interleaved, references included.
+        started: ISO 8601.
+        wall_s: Wall time of the batch over its networks.
+    """
+
+    rounds: int
+    processes: int
+    warm_runs: int
+    warm_ok: bool
+    seed: int
+    order_hash: str
+    batch_size: int
+    started: str
+    wall_s: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """One network on one device by one protocol.
+
+    Attributes:
+        subject: What.
+        setup: Where and how.
+        status: Ok, or why there is no figure or a doubtful one.
+        message: For people, where the status is not ok.
+        latency: None where the status has no value.
+        sampling: None where nothing was sampled.
+        memory: None where it was not asked for.
+        energy: None where it was not asked for.
+        conditions: State of the machine before and after.
+        flags: "bimodal", "drift", "busy", "preempted", "throttled", "cold".
+        retries: How often it was tried again.
+    """
+
+    subject: Subject
+    setup: Setup
+    status: Status
+    message: str = ""
+    latency: Latency | None = None
+    sampling: Sampling | None = None
+    memory: MemoryInfo | None = None
+    energy: Energy | None = None
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    retries: int = 0
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        if self.status.has_value != (self.latency is not None):
+            raise ValueError(
+                f"{self.subject.id}: status {self.status} and latency {self.latency} contradict each other"
+            )
+        if self.latency is not None and not 0 < self.latency.low <= self.latency.value <= self.latency.high < math.inf:
+            raise ValueError(f"{self.subject.id}: a latency is above 0 and inside its interval; got {self.latency}")
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "status": str(self.status)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: Another version, or not a record.
+        """
+        if data.get("version") != VERSION:
+            raise ValueError(f"a record of version {VERSION} is wanted; got {data.get('version')}")
+        try:
+            made: Self = _build(cls, data)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a record of a measurement: {error}") from error
+        return made
+
+
+def write_samples(path: Path, samples: Mapping[str, NDArray[np.float64]]) -> Path:
+    """Raw samples in a compressed file beside the records, one array a network.
+
+    Args:
+        path: Ends in ".npz".
+        samples: `s x 7` each: round, then the fields of `hwnas.profiling.backend.Sample`.
+    """
+    buffer = io.BytesIO()
+    arrays: dict[str, Any] = dict(samples)
+    np.savez_compressed(buffer, **arrays)
+    return atomic.write(path, buffer.getvalue())
+
+
+def _build(kind: Any, data: Any) -> Any:
+    """A value of a dataclass, of its fields' types, from plain JSON."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        if data is None:
+            return None
+        kind = next(option for option in typing.get_args(kind) if option is not type(None))
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        hints = typing.get_type_hints(kind)
+        known = {f.name for f in dataclasses.fields(kind)}
+        unknown = set(data) - known
+        if unknown:
+            raise TypeError(f"{kind.__name__} has no {sorted(unknown)}")
+        return kind(**{name: _build(hints[name], value) for name, value in data.items()})
+    if typing.get_origin(kind) is tuple:
+        return tuple(data)
+    return Status(data) if kind is Status else data
