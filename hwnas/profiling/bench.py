@@ -163,6 +163,24 @@ class Bench:
             self._on_progress(done, len(candidates), "")
 
     @property
+    def levels(self) -> dict[str, float]:
+        """Latency of the references in the first batch, ms: the level that all figures of this bench are on."""
+        return {name: math.exp(value) for name, value in self._level.items()}
+
+    def find_level(self) -> dict[str, float]:
+        """`levels`, measured now if nothing has been measured yet.
+
+        Raises:
+            WorkerDied, WorkerTimeout, Failure: The references themselves cannot be run.
+        """
+        if not self._level:
+            for name, path in self._references.items():
+                self._load_one(name, path)
+                self._warm(name)
+            self._level_of([self._rounds(stream(self._seed, 0, "level"))])
+        return self.levels
+
+    @property
     def retests(self) -> statistics.Retests | None:
         """How well figures repeated in later batches; None before the second."""
         first, second, halves = zip(*self._pairs, strict=True) if self._pairs else ((), (), ())
@@ -497,7 +515,7 @@ class Bench:
             sampling,
             self._asked_memory(name),
             self._asked_energy(name),
-            {"before": sessions[0].before, "after": last.after},
+            {"before": sessions[0].before, "after": last.after, "references": self.levels},
             _flags(minimum, polished, level, samples, loaded, last),
             faults.retries.get(name, 0),
         )

@@ -1,0 +1,178 @@
+"""A space's networks on a measured device: exported, timed, and the records turned into measurements."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hwnas.core.architecture import Architecture
+from hwnas.core.measurement import Context, Measurement, Source, Status
+from hwnas.core.protocols import SearchSpace
+from hwnas.errors import HwnasError
+from hwnas.onnx_facts import model_facts
+from hwnas.profiling.bench import Candidate
+from hwnas.profiling.energy import find_meter
+from hwnas.profiling.profiler import Profiler
+from hwnas.profiling.protocol import Protocol, protocol
+from hwnas.profiling.record import Record
+
+_MIB = 2.0**20
+_GPU_RUNTIMES = ("ort-cuda", "ort-trt", "torch-cuda", "tensorrt")
+
+
+class SpaceMeter:
+    """Runs a space's networks on one device. Isomorphic networks are one graph, are run once and share its figure.
+
+    Args:
+        space: The search space.
+        dataset: Fixes input shape and number of classes.
+        profiler: The device; closed with this.
+        careful: Protocol of searches.
+        final: Protocol of what is reported.
+
+    Attributes:
+        records: What the profiler said of each architecture last.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        dataset: str,
+        profiler: Profiler,
+        *,
+        careful: str = "default",
+        final: str = "final",
+    ) -> None:
+        self._space, self._dataset, self.profiler = space, dataset, profiler
+        self._careful, self._final = protocol(careful), protocol(final)
+        self._folder = tempfile.TemporaryDirectory(prefix="hwnas-")
+        self._exported: dict[Architecture, Candidate] = {}
+        self.records: dict[Architecture, Record] = {}
+        self._energy = _energy_reason(profiler)
+
+    def context(self, metric: str) -> Context | None:
+        """What an answer of the search's protocol carries; None where the device cannot tell this metric."""
+        return None if self.why_not(metric) else self._context(self._careful)
+
+    def why_not(self, metric: str) -> str:
+        """Why a metric cannot be told, in words; "" if it can."""
+        runtime, threads = self.profiler.runtime, self.profiler.device.threads
+        known = self.profiler.device.metrics
+        if metric not in known:
+            return f"device {self.profiler.device.name} tells {', '.join(known)}, not {metric}"
+        if metric == "cpu_time_ms" and (runtime in _GPU_RUNTIMES or (threads > 1 and runtime != "openvino")):
+            return f"CPU time says nothing of {runtime} with {threads} threads"
+        return self._energy if metric == "energy_mj" else ""
+
+    def measure(
+        self, architectures: Sequence[Architecture], *, final: bool = False
+    ) -> Iterator[Mapping[str, Measurement]]:
+        """See `hwnas.evaluators.measured.Meter`."""
+        how = self._final if final else self._careful
+        context = self._context(how)
+        failed = {a: told for a in dict.fromkeys(architectures) if (told := self._export(a)) is not None}
+        runnable = [self._exported[a] for a in architectures if a not in failed]
+        once = list({candidate.id: candidate for candidate in runnable}.values())
+        found: dict[str, Record] = {}
+        waiting = self.profiler.measure(once, how)
+        for architecture in architectures:
+            if architecture in failed:
+                yield {
+                    m: _failure(architecture, m, context, Status.EXPORT_FAILED, failed[architecture])
+                    for m in self._told
+                }
+                continue
+            wanted = self._exported[architecture].id
+            while wanted not in found:
+                record = next(waiting)
+                found[record.subject.id] = record
+            self.records[architecture] = found[wanted]
+            yield {m: measurement(found[wanted], architecture, m, context) for m in self._told}
+
+    def close(self) -> None:
+        """Release the device."""
+        self.profiler.close()
+        self._folder.cleanup()
+
+    @property
+    def _told(self) -> list[str]:
+        return [metric for metric in self.profiler.device.metrics if not self.why_not(metric)]
+
+    def _context(self, how: Protocol) -> Context:
+        profiler = self.profiler
+        return Context(
+            Source.MEASURED,
+            device=profiler.device.name,
+            runtime=profiler.runtime,
+            precision=profiler.config.precision,
+            batch=profiler.device.batch,
+            dataset=self._dataset,
+            fidelity=f"protocol {how.name}, {profiler.config.threads} thread{'s' * (profiler.config.threads > 1)}",
+            origin=f"{profiler.info.device} ({profiler.fingerprint[:12]})",
+            versions=tuple(sorted(profiler.info.versions.items())),
+        )
+
+    def _export(self, architecture: Architecture) -> str | None:
+        """Write a network's file once; what went wrong, if anything did."""
+        if architecture in self._exported:
+            return None
+        path = Path(self._folder.name) / f"{len(self._exported)}.onnx"
+        try:
+            batch = self.profiler.device.batch
+            path.write_bytes(self._space.to_onnx(architecture, self._dataset, batch=batch).SerializeToString())
+            facts = model_facts(path)
+        except (HwnasError, ValueError, OSError) as error:
+            return f"{type(error).__name__}: {error}"
+        same = facts.graph_hash[:16]
+        self._exported[architecture] = Candidate(same, path, facts.graph_hash, facts.to_json())
+        return None
+
+
+def measurement(record: Record, architecture: Architecture, metric: str, context: Context) -> Measurement:
+    """One metric of a record as a row; a failure, or a metric that the record lacks, is a row with a status."""
+    if record.latency is None:
+        return _failure(architecture, metric, context, record.status, record.message)
+    low: float | None
+    value: float | None
+    high: float | None
+    if metric == "latency_ms":
+        value, low, high = record.latency.value, record.latency.low, record.latency.high
+    elif metric == "cpu_time_ms":
+        value, low, high = record.latency.cpu_time, record.latency.cpu_low, record.latency.cpu_high
+    elif metric == "peak_memory_mib":
+        value, reason = _memory(record)
+        if value is None:
+            return _failure(architecture, metric, context, Status.NOT_MEASURED, reason)
+        return Measurement(architecture, metric, value, context)
+    else:
+        if record.energy is None or record.energy.energy_mj is None:
+            reason = "not asked for" if record.energy is None else record.energy.reason
+            return _failure(architecture, metric, context, Status.NOT_MEASURED, reason)
+        value, (low, high) = record.energy.energy_mj, record.energy.ci or (record.energy.energy_mj,) * 2
+    if value is None or low is None or high is None:
+        return _failure(architecture, metric, context, Status.NOT_MEASURED, f"{record.setup.runtime} tells no {metric}")
+    return Measurement(architecture, metric, value, context, record.status, (low, high), record.message)
+
+
+def _memory(record: Record) -> tuple[float | None, str]:
+    """Weights and the highest sum of live activations, MiB."""
+    memory: Any = record.memory
+    if memory is None or memory.activation_peak is None:
+        return None, f"{record.setup.runtime} does not tell its memory plan"
+    return (memory.activation_peak + record.subject.facts.get("weights_bytes", 0)) / _MIB, ""
+
+
+def _failure(architecture: Architecture, metric: str, context: Context, status: Status, message: str) -> Measurement:
+    return Measurement.failed(architecture, metric, context, status, message)
+
+
+def _energy_reason(profiler: Profiler) -> str:
+    if profiler.device.host != "local":
+        return ""  # only the worker there knows; a device without a meter gives rows with the reason
+    meter, reason = find_meter()
+    if meter is None:
+        return f"no energy meter here: {reason}"
+    meter.close()
+    return ""

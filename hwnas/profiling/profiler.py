@@ -1,0 +1,362 @@
+"""One device, ready to measure: its worker, its lock, its calibration, and what was measured on it before."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from hwnas import atomic, resources
+from hwnas.core.device import Device
+from hwnas.devices import lacks
+from hwnas.errors import DataError, DeviceBusy, DeviceUnavailable
+from hwnas.locking import ExclusiveLock, Held
+from hwnas.profiling import statistics
+from hwnas.profiling.backend import DeviceInfo, Failure, SessionConfig
+from hwnas.profiling.bench import DEFAULT_SIGMA, Bench, Candidate, OnProgress
+from hwnas.profiling.cache import ResultCache, result_key
+from hwnas.profiling.host import fingerprint
+from hwnas.profiling.protocol import Protocol
+from hwnas.profiling.record import Latency, Record
+from hwnas.profiling.references import write_references
+from hwnas.profiling.transport import LocalTransport, SshTransport
+from hwnas.profiling.wire import Transport, WorkerDied, WorkerTimeout
+
+_KEPT_FAILURES = ("unsupported_op", "invalid_model", "ep_fallback")  # would fail the same way tomorrow
+
+
+class Profiler:
+    """Measures ONNX files on one device; nobody else does meanwhile.
+
+    Args:
+        device: The hardware target; measurable.
+        shapes: Static shapes of inputs that are dynamic in a model, by name.
+        cached: Whether to answer from, and add to, the user's cache of measurements.
+        memory, energy: Whether records shall have them.
+        seed: Of random orders.
+        wait_s: How long to wait for somebody else who measures on it.
+        on_progress: Told (networks done, of how many, what is going on).
+        transport: Makes a worker; default: by the device's host.
+
+    Attributes:
+        runtime: Which of the device's runtimes is used.
+        info: What the worker found.
+        fingerprint: Of the device with its drivers and runtime versions.
+
+    Raises:
+        DeviceUnavailable: No runtime of it is here, or the worker does not start.
+        DeviceBusy: Somebody else measures on it.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        *,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        cached: bool = True,
+        memory: bool = False,
+        energy: bool = False,
+        seed: int = 0,
+        wait_s: float = 0.0,
+        on_progress: OnProgress | None = None,
+        transport: Callable[[], Transport] | None = None,
+    ) -> None:
+        self.device = device
+        self.runtime = choose_runtime(device)
+        self._seed, self._memory, self._energy = seed, memory, energy
+        self._on_progress = on_progress
+        self._transport = transport or (lambda: _transport(device))
+        self._folder = tempfile.TemporaryDirectory(prefix="hwnas-")
+        self._references = write_references(Path(self._folder.name))
+        self._benches: dict[str, Bench] = {}
+        self._cache: ResultCache | None = None
+        self._lock: _MachineLock | None = None
+        self.config = SessionConfig(
+            self.runtime,
+            threads=device.threads,
+            precision=device.precisions[0] if device.precisions else "fp32",
+            options=dict(device.options),
+            cache=str(resources.user_cache() / "engines"),
+            memory_limit_mib=None,
+            shapes={name: tuple(shape) for name, shape in (shapes or {}).items()},
+        )
+        try:
+            self.sigma: float | None = None
+            self.info = self._probe()
+            self.fingerprint = fingerprint(self.info.facts)
+            self.sigma = read_calibration(self.fingerprint, self.config)
+            self._lock = _MachineLock(device, wait_s)
+            self._cache = ResultCache(resources.user_cache() / "measurements.sqlite") if cached else None
+        except BaseException:
+            self.close()
+            raise
+
+    def measure(self, candidates: Sequence[Candidate], protocol: Protocol) -> Iterator[Record]:
+        """A record for each candidate, in order; measured ones as their batch ends, and kept at once.
+
+        Figures from the cache are brought to today's level by the reference networks.
+
+        Args:
+            candidates: With distinct ids; those without a graph hash are never looked up or kept.
+            protocol: How carefully.
+        """
+        keys = {c.id: result_key(c.graph_hash, self.config, self.fingerprint) for c in candidates if c.graph_hash}
+        known = self._known(candidates, keys, protocol)
+        fresh = iter(self._fresh([c for c in candidates if c.id not in known], keys, protocol))
+        for candidate in candidates:
+            yield known[candidate.id] if candidate.id in known else next(fresh)
+
+    def bench(self, protocol: Protocol) -> Bench:
+        """The worker for one protocol, started if need be.
+
+        Raises:
+            DeviceUnavailable: It does not start.
+        """
+        if protocol.name not in self._benches:
+            try:
+                self._benches[protocol.name] = Bench(
+                    self._transport(),
+                    self.config,
+                    protocol,
+                    references=self._references,
+                    sigma=self.sigma,
+                    seed=self._seed,
+                    memory=self._memory,
+                    energy=self._energy,
+                    on_progress=self._on_progress,
+                )
+            except (Failure, WorkerDied, WorkerTimeout) as error:
+                raise DeviceUnavailable(f"device {self.device.name} cannot be measured on: {error}") from error
+        return self._benches[protocol.name]
+
+    @property
+    def noise_floor(self) -> tuple[float, bool]:
+        """Between-session standard deviation, relative, and whether it was measured on this device."""
+        return (DEFAULT_SIGMA, False) if self.sigma is None else (self.sigma, True)
+
+    def calibrate(self, candidates: Sequence[Candidate], protocol: Protocol, sessions: int = 5) -> float:
+        """Measure the same networks in fresh processes, and keep how much their figures differ between them.
+
+        Args:
+            candidates: A few networks; the references are measured beside them.
+            protocol: How carefully.
+            sessions: At least 2.
+
+        Returns:
+            The between-session standard deviation, relative.
+
+        Raises:
+            DeviceUnavailable: A network could not be measured.
+        """
+        values, halves = [], []
+        for number in range(sessions):
+            if self._on_progress is not None:
+                self._on_progress(number, sessions, f"session {number + 1} of {sessions}")
+            # each in a process of its own, and on its own level: differences between sessions are what is asked for
+            with closing(
+                Bench(self._transport(), self.config, protocol, references=self._references, seed=self._seed + number)
+            ) as bench:
+                records = list(bench.measure(candidates))
+            figures = [_must(record) for record in records]
+            values.append([math.log(figure.value) for figure in figures])
+            halves.append([figure.half_within for figure in figures])
+        sigma = statistics.session_sigma(np.array(values), np.array(halves))
+        write_calibration(self.fingerprint, self.config, sigma, sessions, len(candidates), protocol)
+        self.sigma = sigma
+        return sigma
+
+    def close(self) -> None:
+        """End workers and let others measure."""
+        for bench in self._benches.values():
+            bench.close()
+        self._benches = {}
+        if self._cache is not None:
+            self._cache.close()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+        self._folder.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _probe(self) -> DeviceInfo:
+        transport = self._transport()
+        try:
+            transport.start()
+            told = transport.call({"op": "probe", "runtime": self.runtime}, timeout=60.0)
+        except (Failure, WorkerDied, WorkerTimeout) as error:
+            raise DeviceUnavailable(f"device {self.device.name} cannot be measured on: {error}") from error
+        finally:
+            transport.close()
+        info = DeviceInfo.from_json(told["info"])
+        if not info.available:
+            raise DeviceUnavailable(f"device {self.device.name} cannot be measured on: {info.reason}")
+        return info
+
+    def _known(self, candidates: Sequence[Candidate], keys: Mapping[str, str], protocol: Protocol) -> dict[str, Record]:
+        if self._cache is None:
+            return {}
+        found = {}
+        for candidate in candidates:
+            kept = self._cache.get(keys[candidate.id], rank=protocol.rank) if candidate.id in keys else None
+            if kept is None:
+                continue
+            try:
+                record = Record.from_json(kept)
+            except ValueError:
+                continue  # of another version of hwnas: measured again
+            if (self._memory and record.memory is None) or (self._energy and record.energy is None):
+                continue
+            subject = replace(record.subject, id=candidate.id)
+            found[candidate.id] = self._on_todays_level(replace(record, subject=subject), protocol)
+        return found
+
+    def _on_todays_level(self, record: Record, protocol: Protocol) -> Record:
+        if record.latency is None:
+            return record
+        now, then = self.bench(protocol).find_level(), record.conditions.get("references", {})
+        both = now.keys() & then.keys()
+        shift = float(np.mean([math.log(now[name] / then[name]) for name in both])) if both else 0.0
+        return replace(record, latency=_shifted(record.latency, shift), flags=(*record.flags, "cached"))
+
+    def _fresh(self, candidates: Sequence[Candidate], keys: Mapping[str, str], protocol: Protocol) -> Iterator[Record]:
+        if not candidates:
+            return
+        for record in self.bench(protocol).measure(candidates):
+            keep = record.status.has_value or record.status in _KEPT_FAILURES
+            if self._cache is not None and keep and record.subject.id in keys:
+                self._cache.put([(keys[record.subject.id], protocol.rank, record.to_json())])
+            yield record
+
+
+def choose_runtime(device: Device) -> str:
+    """The first of a device's runtimes that is here.
+
+    Raises:
+        DeviceUnavailable: None is, with what each lacks; or the device is only known from numbers.
+    """
+    if not device.measurable:
+        raise DeviceUnavailable(
+            f"device {device.name} is only known from numbers ({device.origin}); it cannot be measured on"
+        )
+    if device.host != "local":
+        return device.runtimes[0]
+    lacking = {runtime: lacks(runtime) for runtime in device.runtimes}
+    there = [runtime for runtime, lack in lacking.items() if not lack]
+    if not there:
+        told = "; ".join(f"{runtime}: {lack}" for runtime, lack in lacking.items())
+        raise DeviceUnavailable(f"device {device.name} cannot be measured on: {told}")
+    return there[0]
+
+
+def calibration_file(device: str, config: SessionConfig) -> Path:
+    """Where the calibration of a device (by fingerprint) with one runtime and so many threads is kept."""
+    return (
+        resources.user_cache()
+        / "calibration"
+        / f"{device[:16]}-{config.runtime.replace(':', '-')}-{config.threads}.json"
+    )
+
+
+def read_calibration(device: str, config: SessionConfig) -> float | None:
+    """Between-session standard deviation of a device, relative; None where it was never calibrated.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    path = calibration_file(device, config)
+    if not path.exists():
+        return None
+    try:
+        sigma = float(json.loads(path.read_text(encoding="utf-8"))["sigma"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"the calibration {path} is damaged ({error}); delete it, or run 'hwnas calibrate' again"
+        ) from error
+    return sigma
+
+
+def write_calibration(
+    device: str, config: SessionConfig, sigma: float, sessions: int, networks: int, protocol: Protocol
+) -> Path:
+    """Keep a calibration, with what it came from."""
+    told: dict[str, Any] = {
+        "sigma": sigma,
+        "sessions": sessions,
+        "networks": networks,
+        "protocol": protocol.name,
+        "config": config.to_json(),
+        "fingerprint": device,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return atomic.write(calibration_file(device, config), json.dumps(told, indent=2) + "\n")
+
+
+def _transport(device: Device) -> Transport:
+    if device.host == "local":
+        return LocalTransport()
+    return SshTransport(device.host.removeprefix("ssh:"), python=device.python)
+
+
+class _MachineLock:
+    """The right to measure on a machine: one process at a time, which may hold it several times.
+
+    All devices of a machine share it: two runtimes that time on the same cores disturb each other as two searches do.
+    """
+
+    _held: ClassVar[dict[Path, tuple[ExclusiveLock, int]]] = {}
+
+    def __init__(self, device: Device, wait_s: float) -> None:
+        folder = resources.user_cache() / "locks"
+        self._path = folder / f"{re.sub('[^A-Za-z0-9.-]+', '-', device.host)}.lock"
+        lock, count = self._held.get(self._path, (ExclusiveLock(self._path), 0))
+        if not count:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                lock.acquire(timeout=wait_s)
+            except Held as held:
+                raise DeviceBusy(
+                    f"{held.by} measures on the machine of device {device.name}; two at a time would disturb each "
+                    "other. Wait until that ends, or let this one wait with --wait SECONDS"
+                ) from None
+            except (OSError, NotImplementedError) as error:
+                raise DataError(
+                    f"the lock {self._path} cannot be used: {error}. Name another folder with HWNAS_CACHE"
+                ) from error
+        self._held[self._path] = lock, count + 1
+
+    def release(self) -> None:
+        lock, count = self._held.pop(self._path)
+        if count > 1:
+            self._held[self._path] = lock, count - 1
+        else:
+            lock.release()
+
+
+def _shifted(latency: Latency, shift: float) -> Latency:
+    factor = math.exp(shift)
+    names = ("value", "low", "high", "minimum", "polished", "cpu_time", "cpu_low", "cpu_high")
+    changed = {name: factor * value for name in names if (value := getattr(latency, name)) is not None}
+    return replace(latency, level=latency.level - shift, **changed)
+
+
+def _must(record: Record) -> Latency:
+    if record.latency is None:
+        raise DeviceUnavailable(f"{record.subject.id} cannot be measured: {record.status}: {record.message}")
+    return record.latency
