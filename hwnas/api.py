@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwnas import registry, report
+from hwnas.assembly import COUNTED, Assembly, assemble
 from hwnas.core.architecture import Architecture
 from hwnas.core.ledger import Ledger
 from hwnas.core.measurement import Measurement
-from hwnas.core.metrics import FAMILIES, METRICS, candidates
+from hwnas.core.metrics import METRICS
 from hwnas.core.objective import Constraint, Objective
-from hwnas.core.protocols import Evaluator, SearchSpace, Store
+from hwnas.core.protocols import SearchSpace
 from hwnas.core.state import Evaluation, SearchState
-from hwnas.devices import device_names, load_device, no_source
-from hwnas.errors import InvalidSetting, RunCorrupt, RunError, TablesNotFound, UsageError
+from hwnas.errors import InvalidSetting, RunCorrupt, RunError, UsageError
+from hwnas.finals import Finals, check_exported, measure_front, summarise
 from hwnas.loop import OnStep, Search, replay
 from hwnas.measure import Measure, Wanted, count
 from hwnas.rundir import MODELS, RunDirectory
@@ -30,148 +31,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from hwnas.config import SearchConfig
-    from hwnas.core.protocols import Generator
-
-_COUNTED = (("params_m", None), ("macs_m", None))
-
-
-@dataclass(frozen=True)
-class Assembly:
-    """A configuration with all its names resolved; nothing has been evaluated or written yet.
-
-    Attributes:
-        config: What the user asked for.
-        space: The search space.
-        objectives: With full metric names.
-        constraints: Budgets in the metrics' own units.
-        plan: Which evaluator answers which (metric, device): objectives, budgets, then numbers that are free.
-        reported: The same for numbers that only the report shows (the front's test error).
-    """
-
-    config: SearchConfig
-    space: SearchSpace
-    objectives: tuple[Objective, ...]
-    constraints: tuple[Constraint, ...]
-    plan: tuple[tuple[Wanted, Evaluator], ...]
-    reported: tuple[tuple[Wanted, Evaluator], ...]
-
-    @property
-    def start(self) -> SearchState:
-        """The state before the first evaluation."""
-        config = self.config
-        return SearchState(config.space, self.objectives, self.constraints, config.queries, config.seed)
-
-    @property
-    def sources(self) -> dict[str, str]:
-        """Column name to source and origin, for people and for run.toml."""
-        told = {}
-        for (metric, device), evaluator in (*self.plan, *self.reported):
-            context = evaluator.context(metric, device)
-            assert context is not None
-            words = [str(context.source), context.origin or context.runtime or "", context.split or ""]
-            told[f"{metric}@{device}" if device else metric] = ", ".join(filter(None, words))
-        return told
-
-    def generator(self) -> Generator:
-        return registry.generator(self.config.generator, self.space, self.config.generator_settings)
-
-    def search(self, store: Store) -> Search:
-        return Search(self.space, self.generator(), Measure(store, self.plan), self.config.batch)
-
-
-def assemble(config: SearchConfig) -> Assembly:
-    """Resolve every name of a configuration and find a source for every number it needs.
-
-    Raises:
-        UsageError: A name, budget or setting that does not exist or cannot be met.
-        DataError: Tables or surrogates that are missing or cannot be trusted.
-    """
-    # the generator's settings are checked where it is built; its name here, before anything is read
-    config.check_names(
-        spaces=registry.spaces(),
-        devices=[*device_names(), *(name for name in config.targets if _is_file(name))],
-        generators=[*registry.generators(), *filter(registry.is_pymoo, [config.generator])],
-    )
-    space = registry.space(config.space)
-    config.check_names(datasets=space.datasets)
-    evaluators = _evaluators(config, space)
-    answering = _Answers(evaluators)
-    _check_devices(config, answering)
-    objectives = config.resolve_objectives(answering)
-    constraints = config.resolve_budgets(answering)
-    wanted = dict.fromkeys(
-        [
-            *((o.metric, o.device) for o in objectives),
-            *((c.metric, c.device) for c in constraints),
-            *(pair for pair in _COUNTED if answering(*pair)),
-        ]
-    )
-    plan = tuple((pair, evaluator) for pair in wanted if (evaluator := answering.find(*pair)) is not None)
-    reported = tuple(
-        (("test_error_pct", None), evaluator)
-        for (metric, _), evaluator in plan
-        if metric == "val_error_pct" and evaluator.context("test_error_pct", None) is not None
-    )
-    return Assembly(config, space, objectives, constraints, plan, reported)
-
-
-class _Answers:
-    """Which evaluator answers a metric: the first that can. Called as (metric, device) it says whether any does."""
-
-    def __init__(self, evaluators: Sequence[Evaluator]) -> None:
-        self._evaluators = evaluators
-
-    def __call__(self, metric: str, device: str | None) -> bool:
-        found = self.find(metric, device)
-        if found is None or metric not in FAMILIES["error"]:
-            return found is not None
-        # "error" is validation error where there is one, but a table's test error comes before a surrogate's guess
-        # of the validation error
-        errors = (self.find(name, device) for name in FAMILIES["error"])
-        return found is min(filter(None, errors), key=self._evaluators.index)
-
-    def find(self, metric: str, device: str | None) -> Evaluator | None:
-        """The first evaluator that answers a metric, or None."""
-        return next((e for e in self._evaluators if e.context(metric, device) is not None), None)
-
-
-def _is_file(name: str) -> bool:
-    return name.endswith(".toml")
-
-
-def _evaluators(config: SearchConfig, space: SearchSpace) -> list[Evaluator]:
-    from hwnas.evaluators.counting import CountingEvaluator
-
-    found: list[Evaluator] = []
-    if config.source in ("auto", "table"):
-        from hwnas.evaluators.table import TableEvaluator
-        from hwnas.tables.folder import Tables
-
-        tables = Tables.find(config.tables)
-        if tables is not None:
-            found.append(TableEvaluator(tables, space, config.dataset))
-        elif config.source == "table":
-            raise TablesNotFound(
-                "source 'table' wants a folder of tables: name it with --tables or HWNAS_TABLES, or fill the default "
-                "one ('hwnas tables fetch hw-nas-bench', 'hwnas tables add PATH')"
-            )
-    if config.source in ("auto", "surrogate"):
-        from hwnas.evaluators.surrogate import SurrogateEvaluator
-
-        found.append(SurrogateEvaluator(space, config.dataset))
-    found.append(CountingEvaluator(space, config.dataset))
-    return found
-
-
-def _check_devices(config: SearchConfig, answering: _Answers) -> None:
-    """A device for which nothing at hand knows a wanted metric is refused with the way out."""
-    for word in (*config.objectives, *config.budgets):
-        family, _, only = word.partition("@")
-        metrics = [metric for metric in candidates(family) if METRICS[metric].per_device]
-        for name in (only,) if only else config.devices:
-            device = load_device(name)
-            if metrics and not any(answering.find(metric, device.name) for metric in metrics):
-                raise no_source(device, metrics[0])
 
 
 @dataclass(frozen=True)
@@ -218,6 +77,7 @@ class SearchResult:
         config: What was asked for.
         reported: Facts that the search did not see, e.g. the front's test error.
         folder: The run directory, if there is one.
+        finals: How the front was measured, where it was measured here.
     """
 
     state: SearchState
@@ -226,6 +86,7 @@ class SearchResult:
     config: SearchConfig
     reported: tuple[Measurement, ...] = ()
     folder: Path | None = None
+    finals: Finals = field(default_factory=Finals)
 
     @cached_property
     def view(self) -> report.RunView:
@@ -237,6 +98,7 @@ class SearchResult:
             self.config.to_toml(),
             command=command(self.config),
             extra=self.reported,
+            notes=self.finals.notes,
             run=str(self.folder) if self.folder is not None else "RUN",
         )
 
@@ -329,11 +191,14 @@ class Run:
 
         try:
             state = self.search.run(self.state, ledger=self.ledger, on_step=after_step)
+            state, made = measure_front(self.assembly, self.search.measure.store, state)
             rows, ledger = self._report_only(state, latest[0])
+            ledger = replace(ledger, reported=ledger.reported + made)
             folder = None if self.directory is None else self.directory.path
-            result = SearchResult(state, ledger, self.assembly.space, self.assembly.config, rows, folder)
+            finals = summarise(self.assembly, state)
+            result = SearchResult(state, ledger, self.assembly.space, self.assembly.config, rows, folder, finals)
             if self.directory is not None:
-                self._write(self.directory, result, models)
+                result = self._write(self.directory, result, models)
         finally:
             self.close()
         return result
@@ -343,7 +208,8 @@ class Run:
         return {} if self.directory is None else self.directory.changed_versions()
 
     def close(self) -> None:
-        """Release the run directory."""
+        """Release the run directory and the devices."""
+        self.assembly.close()
         if self.directory is not None:
             self.directory.close()
 
@@ -354,8 +220,18 @@ class Run:
         rows, _ = Measure(self.search.measure.store, plan)(shown)
         return tuple(rows), replace(ledger, reported=count(rows, evaluations=0).error_queries)
 
-    def _write(self, directory: RunDirectory, result: SearchResult, models: str) -> None:
+    def _write(self, directory: RunDirectory, result: SearchResult, models: str) -> SearchResult:
+        """Write everything that a finished run has; the result with what the exported model's check said."""
         directory.write_archive(result.state)
+        if models != "none" and result.front:
+            which = "best" if models == "best" else "front"
+            manifest = export(result, directory.path / MODELS, which=which, force=True)
+            recommended = [entry["file"] for entry in manifest["models"] if entry["recommended"]]
+            if recommended and self.assembly.measured:
+                checked = check_exported(self.assembly, directory.path / MODELS / recommended[0])
+                result = replace(result, finals=replace(result.finals, checked=checked))
+        if self.assembly.measured:
+            result.finals.write(directory.path)
         best = result.best
         directory.write_front(
             result.state,
@@ -365,9 +241,7 @@ class Run:
             reported=result.reported,
         )
         write_report(result)
-        if models != "none" and result.front:
-            which = "best" if models == "best" else "front"
-            export(result, directory.path / MODELS, which=which, force=True)
+        return result
 
 
 def open_run(
@@ -401,6 +275,15 @@ def open_run(
     base = SearchConfig.load(config).to_toml() if config is not None else {}
     asked = SearchConfig.from_toml({**base, **given})
     assembly = assemble(asked)
+    try:
+        return _opened(assembly, out, directory)
+    except BaseException:
+        assembly.close()
+        raise
+
+
+def _opened(assembly: Assembly, out: Path | None, directory: bool) -> Run:
+    asked = assembly.config
     if not directory:
         search = assembly.search(MemoryStore())
         return Run(assembly, search, assembly.start, Ledger(), None)
@@ -432,6 +315,7 @@ def _reopen(path: Path, given: Mapping[str, Any]) -> Run:
         with RunDirectory.read(path) as before:
             given = SearchConfig.from_toml({**before.config, **given}).to_toml()
     made = RunDirectory.resume(path, config=given or None)
+    assembly = None
     try:
         # where the tables lie may have changed; which tables they are is checked by their origin below
         asked = SearchConfig.from_toml(given or made.config)
@@ -440,9 +324,13 @@ def _reopen(path: Path, given: Mapping[str, Any]) -> Run:
         made.set_notation(assembly.space.format)
         search = assembly.search(made.store)
         state, ledger = search.resume(assembly.start)
+        for evaluator in assembly.measured:
+            evaluator.remember(made.store.rows())
         made.write_archive(state)
     except BaseException:
         made.close()
+        if assembly is not None:
+            assembly.close()
         raise
     return Run(assembly, search, state, ledger, made)
 
@@ -549,12 +437,19 @@ def load(run: str | Path) -> SearchResult:
         return SearchResult(start, Ledger(), space, config, (), Path(run))
     searched = [(o.metric, o.device) for o in objectives] + [(c.metric, c.device) for c in constraints]
     wanted = list(dict.fromkeys([*searched, *_measured_for_all(rows, saved[1], searched)]))
-    state = replay(start, saved[1], rows, wanted)
+    state = _amended(replay(start, saved[1], rows, wanted), rows)
     front = set(state.front().architectures)
     told = {(metric, device) for metric, device in wanted}
     reported = tuple(row for row in rows if row.architecture in front and (row.metric, row.context.device) not in told)
     ledger = replace(saved[3], reported=len(reported))
-    return SearchResult(state, ledger, space, config, reported, Path(run))
+    return SearchResult(state, ledger, space, config, reported, Path(run), Finals.read(Path(run)))
+
+
+def _amended(state: SearchState, rows: Sequence[Measurement]) -> SearchState:
+    """The state with the last measurement of everything: the front is measured again after a search."""
+    current = {(r.architecture, r.metric, r.context.device): r for e in state.archive for r in e.measurements}
+    last = {(row.architecture, row.metric, row.context.device): row for row in rows}
+    return state.amend([row for key, row in last.items() if key in current and row.context != current[key].context])
 
 
 def _measured_for_all(
@@ -565,7 +460,7 @@ def _measured_for_all(
     having: dict[Wanted, set[str]] = {}
     for row in rows:
         having.setdefault((row.metric, row.context.device), set()).add(row.architecture.key)
-    return [pair for pair, keys in having.items() if pair not in known and evaluated <= keys and pair in _COUNTED]
+    return [pair for pair, keys in having.items() if pair not in known and evaluated <= keys and pair in COUNTED]
 
 
 def _objective(name: str) -> Objective:
@@ -643,6 +538,7 @@ def export(
         recommended=asked.index(recommended) if recommended in asked else None,
         verbatim=verbatim,
         force=force,
+        certificates=result.finals.certificates,
         run={"seed": result.config.seed, "command": command(result.config)},
     )
     outcome.raise_for_failures()
@@ -661,7 +557,7 @@ def command(config: SearchConfig) -> str:
         words += ["--budget", f"{word}={value!r}" if isinstance(value, float) else f"{word}={value}"]
     if config.objectives != plain.objectives:
         words += ["--objectives", ",".join(config.objectives)]
-    for name in ("space", "dataset", "generator", "source", "tables", "batch"):
+    for name in ("space", "dataset", "generator", "source", "tables", "batch", "preset", "wait"):
         if getattr(config, name) != getattr(plain, name):
             words += [f"--{name}", str(getattr(config, name))]
     words += ["--queries", str(config.queries), "--seed", str(config.seed)]

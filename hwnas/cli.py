@@ -91,6 +91,10 @@ def search(
     source: Annotated[
         str | None, typer.Option(help="auto (table where there is one, else surrogate), table or surrogate.")
     ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="How carefully a device here is measured on: quick, default, final.")
+    ] = None,
+    wait: Annotated[float | None, typer.Option(help="Seconds to wait for another measurement here to end.")] = None,
     tables: Tables = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with the same settings; flags win over it.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default: runs/DATE-DEVICE.")] = None,
@@ -123,6 +127,8 @@ def search(
         "batch": batch,
         "seed": seed,
         "source": source,
+        "preset": preset,
+        "wait": wait,
         "tables": str(tables) if tables is not None else None,
     }
     given = {key: value for key, value in given.items() if value is not None}
@@ -144,7 +150,7 @@ def search(
                 )
             raise
     _show(result, as_json=as_json, quiet=quiet)
-    if result.best is None:
+    if result.best is None or result.finals.broken:
         raise typer.Exit(NOTHING_FEASIBLE)
 
 

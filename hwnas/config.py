@@ -25,6 +25,7 @@ from hwnas.core.objective import Constraint, Objective
 from hwnas.errors import InvalidBudget, InvalidSetting, UnknownName
 
 SOURCES = ("auto", "table", "surrogate")
+PRESETS = ("quick", "default", "final")  # hwnas.profiling.protocol
 
 Answers = Callable[[str, str | None], bool]  # (metric, device): is there a source for it?
 
@@ -47,6 +48,8 @@ class SearchConfig:
         source: "table", "surrogate", or "auto" for a table where there is one.
         tables: Folder of tables; None for the usual places.
         batch: Evaluations a step; None leaves it to the generator.
+        preset: How carefully a device is measured on during the search: "quick", "default", "final".
+        wait: Seconds to wait for somebody else who measures on the device.
 
     Raises:
         UnknownName: An unknown objective, budget or source, with the nearest known ones.
@@ -66,6 +69,8 @@ class SearchConfig:
     source: str = "auto"
     tables: str | None = None
     batch: int | None = None
+    preset: str = "default"
+    wait: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("space", "dataset", "generator"):
@@ -80,6 +85,10 @@ class SearchConfig:
             # paths are given as such by Python users and as text by everybody else
             tables = str(self.tables) if isinstance(self.tables, Path) else self.tables
             _set(self, "tables", _word("tables", tables))
+        if self.preset not in PRESETS:
+            raise UnknownName("preset", str(self.preset), PRESETS)
+        if isinstance(self.wait, bool) or not isinstance(self.wait, int | float) or not 0 <= self.wait < float("inf"):
+            raise InvalidSetting(f"wait wants seconds, 0 or more; got {self.wait!r}")
         if self.source not in SOURCES:
             raise UnknownName("source", str(self.source), SOURCES)
         _set(self, "generator_settings", _plain("generator_settings", _table(self, "generator_settings")))

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import onnx
 
 SCHEMA = 1
-MANIFEST, CARD = "manifest.json", "README.md"
+MANIFEST, CARD, CERTIFICATE = "manifest.json", "README.md", ".certificate.json"
 UNTRAINED = "untrained"
 
 _TAGS = {
@@ -119,6 +119,7 @@ def export_models(
     verbatim: bool = False,
     force: bool = False,
     created: str | None = None,
+    certificates: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
     run: Mapping[str, Any] | None = None,
 ) -> ExportOutcome:
     """Write architectures as `NN-<metrics>-<key>.onnx` with manifest.json and README.md.
@@ -136,6 +137,8 @@ def export_models(
         force: Write into a folder that holds something. Models of an earlier export there are removed, other
             files stay.
         created: ISO 8601 time for the metadata; now when not given.
+        certificates: By key and device, how an architecture was measured: goes into its metadata
+            (`hwnas.certificate`) and a file beside it.
         run: What to note about the search in the manifest (name, seed, command); plain values.
 
     Raises:
@@ -156,7 +159,8 @@ def export_models(
         _prepare(out_dir, force)
         names = [_name(i, item, objectives, len(items)) for i, item in enumerate(items)]
         models = tuple(
-            _export_one(space, item, out_dir / name, about, verbatim) for item, name in zip(items, names, strict=True)
+            _export_one(space, item, out_dir / name, about, verbatim, (certificates or {}).get(item.architecture.key))
+            for item, name in zip(items, names, strict=True)
         )
         entries = [_entry(space, model, i == recommended) for i, model in enumerate(models)]
         manifest = {"schema": SCHEMA, **about, "verbatim": verbatim, "run": dict(run or {}), "models": entries}
@@ -217,13 +221,22 @@ def model_card(manifest: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _export_one(space: SearchSpace, item: Evaluation, path: Path, about: Mapping[str, Any], verbatim: bool) -> Exported:
+def _export_one(
+    space: SearchSpace,
+    item: Evaluation,
+    path: Path,
+    about: Mapping[str, Any],
+    verbatim: bool,
+    certificate: Mapping[str, Mapping[str, Any]] | None,
+) -> Exported:
     """One model, built, checked, run and written; everything that is wrong with it becomes its status."""
     stage = Status.EXPORT_FAILED
     try:
         dataset, batch = about["dataset"], about["batch"]
         model = space.to_onnx(item.architecture, dataset, seed=about["seed"], batch=batch, verbatim=verbatim)
         _annotate(model, space, item, about)
+        if certificate:
+            model.metadata_props.add(key="hwnas.certificate", value=json.dumps(certificate, allow_nan=False))
         stage = Status.INVALID_MODEL
         _check(model)
         content = model.SerializeToString()
@@ -236,6 +249,8 @@ def _export_one(space: SearchSpace, item: Evaluation, path: Path, about: Mapping
     except Exception as error:  # whatever a space or a runtime raises costs this model only
         return Exported(item, None, stage, f"{type(error).__name__}: {error}")
     atomic.write(path, content)
+    if certificate:
+        atomic.write(path.with_suffix(CERTIFICATE), json.dumps(certificate, indent=1, allow_nan=False) + "\n")
     opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     digest = hashlib.sha256(content).hexdigest()
     return Exported(item, path.name, Status.OK, "", digest, len(content), given, got, opset)
@@ -321,6 +336,7 @@ def _remove_earlier(folder: Path) -> None:
         # a manifest is a file that anybody may edit: only plain names of models in this folder count
         if name.endswith(".onnx") and Path(name).name == name:
             (folder / name).unlink(missing_ok=True)
+            (folder / name).with_suffix(CERTIFICATE).unlink(missing_ok=True)
 
 
 def _name(index: int, item: Evaluation, objectives: Sequence[Objective], count: int) -> str:

@@ -136,7 +136,9 @@ def test_without_device_only_counted_objectives() -> None:
         ({"source": "table"}, TablesNotFound, "HWNAS_TABLES"),
         ({"tables": "nowhere", "source": "auto"}, TablesNotFound, "nowhere"),
         ({"generator_settings": {"popsize": 3}}, InvalidSetting, "population"),
-        ({"device": "cpu"}, TablesNotFound, "cpu"),
+        ({"device": "cpu", "objectives": ["error", "macs@cpu"]}, InvalidSetting, "the same on every device"),
+        ({"device": "cpu", "preset": "hasty"}, UnknownName, "quick"),
+        ({"device": "cpu", "wait": -1}, InvalidSetting, "seconds"),
         ({"queries": 0}, InvalidSetting, "queries"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -241,10 +242,13 @@ def test_summary_names_an_order_that_the_intervals_leave_open_and_an_uncertain_b
     assert "not resolved" not in " ".join(report.sentences(view_of(clear)))
     tight = SearchState(
         "toy", (Objective("val_error_pct"), Objective("latency_ms", DEVICE)), (Constraint("latency_ms", 4.1, DEVICE),)
-    ).tell(measured(0, 10.0, 4.0, 0.3))
-    told = " ".join(report.sentences(view_of(tight)))
+    )
+    rows = measured(0, 10.0, 4.0, 0.3)
+    guessed = [replace(row, context=replace(row.context, source=Source.SURROGATE)) for row in rows]
+    told = " ".join(report.sentences(view_of(tight.tell(guessed))))
     assert "reaches 4.300 ms, beyond the budget" in told
     assert "97.6 % of the latency budget" in told
+    assert "Nothing feasible" in " ".join(report.sentences(view_of(tight.tell(rows))))
 
 
 # -- terminal and JSON -------------------------------------------------------------------------------------------------

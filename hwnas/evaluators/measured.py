@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ LATENCY = "latency_ms"
 class Meter(Protocol):
     """Runs architectures' networks on one device."""
 
-    def context(self, metric: str) -> Context | None:
+    def context(self, metric: str, *, final: bool = False) -> Context | None:
         """What its answers carry; None where the device cannot tell this metric."""
 
     def why_not(self, metric: str) -> str:
@@ -39,6 +40,15 @@ class Meter(Protocol):
             architectures: What to run, interleaved with each other.
             final: With the most careful protocol, each from the file that a user would get.
         """
+
+    def measure_file(self, path: Path) -> tuple[float, float, float] | str:
+        """Latency of an ONNX file and its 95 % interval, ms, with the most careful protocol; or why there is none."""
+
+    def summary(self) -> dict[str, Any]:
+        """The device and how well its figures repeat, as plain values."""
+
+    def certificate(self, architecture: Architecture) -> dict[str, Any] | None:
+        """The whole record of an architecture's last measurement, as plain values."""
 
     def close(self) -> None:
         """Release the device."""
@@ -160,6 +170,12 @@ class MeasuredEvaluator:
                     self._audits.append((checked[architecture], rows[LATENCY]))
             for metric in metrics:
                 yield rows[metric]
+
+    def final_context(self, metric: str) -> Context:
+        """What the answers of `finals` carry."""
+        context = self.meter.context(metric, final=True)
+        assert context is not None, f"{self.device} tells no {metric}"
+        return context
 
     def finals(self, architectures: Sequence[Architecture], metrics: Sequence[str]) -> list[Measurement]:
         """The same metrics measured with the most careful protocol, interleaved among these architectures only."""

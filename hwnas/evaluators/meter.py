@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,9 @@ class SpaceMeter:
         self.records: dict[Architecture, Record] = {}
         self._energy = _energy_reason(profiler)
 
-    def context(self, metric: str) -> Context | None:
-        """What an answer of the search's protocol carries; None where the device cannot tell this metric."""
-        return None if self.why_not(metric) else self._context(self._careful)
+    def context(self, metric: str, *, final: bool = False) -> Context | None:
+        """What an answer of the search's, or the final, protocol carries; None where the device cannot tell this."""
+        return None if self.why_not(metric) else self._context(self._final if final else self._careful)
 
     def why_not(self, metric: str) -> str:
         """Why a metric cannot be told, in words; "" if it can."""
@@ -90,6 +91,37 @@ class SpaceMeter:
                 found[record.subject.id] = record
             self.records[architecture] = found[wanted]
             yield {m: measurement(found[wanted], architecture, m, context) for m in self._told}
+
+    def measure_file(self, path: Path) -> tuple[float, float, float] | str:
+        """See `hwnas.evaluators.measured.Meter`."""
+        # without its hash, so that neither cache nor an earlier record answers: this very file is timed
+        (record,) = self.profiler.measure([Candidate("exported", path)], self._final)
+        if record.latency is None:
+            return f"{record.status}: {record.message}"
+        return record.latency.value, record.latency.low, record.latency.high
+
+    def summary(self) -> dict[str, Any]:
+        """See `hwnas.evaluators.measured.Meter`."""
+        profiler = self.profiler
+        floor, calibrated = profiler.noise_floor
+        repeated = profiler.bench(self._careful).retests
+        return {
+            "device": profiler.device.name,
+            "title": profiler.info.device,
+            "runtime": profiler.runtime,
+            "threads": profiler.config.threads,
+            "versions": dict(profiler.info.versions),
+            "fingerprint": profiler.fingerprint,
+            "facts": dict(profiler.info.facts),
+            "noise_floor": floor,
+            "calibrated": calibrated,
+            "retests": None if repeated is None else asdict(repeated),
+        }
+
+    def certificate(self, architecture: Architecture) -> dict[str, Any] | None:
+        """See `hwnas.evaluators.measured.Meter`."""
+        record = self.records.get(architecture)
+        return None if record is None else record.to_json()
 
     def close(self) -> None:
         """Release the device."""

@@ -109,7 +109,7 @@ def sentences(view: RunView) -> list[str]:
         return ["Nothing was evaluated yet.", *_ledger(view)]
     told = [] if view.finished else [f"Stopped after {view.n} of {state.queries} evaluations."]
     if view.recommended is None:
-        return [*told, *_nothing_feasible(view, budgets), *_failures(view), *_ledger(view)]
+        return [*told, *_nothing_feasible(view, budgets), *_failures(view), *view.notes, *_ledger(view)]
     objective = view.objective
     value = view.value_text(view.recommended, (objective.metric, objective.device))
     title = known(objective.metric).title
@@ -124,7 +124,7 @@ def sentences(view: RunView) -> list[str]:
     if view.knee not in (None, view.recommended):
         told.append(f"Knee of the front: {_values(view, view.knee)} (query {view.knee + 1}).")
     told.append(f"{int(view.feasible.sum())} of {view.n} evaluated are feasible, {len(view.front)} on the front.")
-    return [*told, *_failures(view), *_ledger(view)]
+    return [*told, *_failures(view), *view.notes, *_ledger(view)]
 
 
 def _table_title(view: RunView, total: int, shown: int) -> str:

@@ -62,6 +62,7 @@ class RunView:
     reference: Floats
     reference_note: str
     run: str = "RUN"
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -76,6 +77,7 @@ class RunView:
         created: str | None = None,
         reference: Sequence[float] | Floats | None = None,
         extra: Sequence[Measurement] = (),
+        notes: Sequence[str] = (),
         run: str = "RUN",
     ) -> RunView:
         """The view of a search.
@@ -91,6 +93,7 @@ class RunView:
             reference: `m` losses for the hypervolume; this archive's worst values plus a tenth of their range when
                 not given, which is only comparable inside one run, and says so.
             extra: Facts that the search did not see, e.g. the front's test error: shown, never searched on.
+            notes: Sentences on how the numbers were measured.
             run: The run directory, for the commands that the report suggests.
         """
         state = _with_extra(state, extra)
@@ -110,6 +113,7 @@ class RunView:
                 "worst value of this run plus 10 % of its range; not comparable between runs" if own else "given"
             ),
             run=run,
+            notes=tuple(notes),
         )
 
     @property

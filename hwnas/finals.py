@@ -1,0 +1,202 @@
+"""After a search on a measured device: the front is measured again with more care, and what is promised is checked.
+
+Differences that decide who is on the front are often smaller than the intervals of a search's quick measurements. What
+may be on the front once it is measured well is therefore measured with the protocol `final`, until nothing new turns
+up; and the recommended model is timed once more from the very file that the user gets.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hwnas import atomic
+from hwnas.assembly import Assembly
+from hwnas.core import pareto
+from hwnas.core.architecture import Architecture
+from hwnas.core.measurement import Measurement
+from hwnas.core.protocols import Store
+from hwnas.core.state import SearchState
+from hwnas.core.wording import quantity
+from hwnas.errors import RunCorrupt, RunError
+from hwnas.evaluators.measured import LATENCY, MeasuredEvaluator
+
+FILE = "measurements.json"
+_TURNS = 5  # the front changes with better figures; it settles within two or three turns
+
+
+@dataclass(frozen=True)
+class Finals:
+    """What is known about a run's measurements beside the figures themselves.
+
+    Attributes:
+        devices: For each measured device: runtime, versions, fingerprint, noise floor, how well figures repeated.
+        certificates: For each architecture (by key) and device the whole record of its last measurement.
+        checked: For each device: the recommended model timed from its exported file, and whether it meets the budget.
+    """
+
+    devices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    certificates: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    checked: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def broken(self) -> list[str]:
+        """Budgets that the exported model misses, in words."""
+        return [str(told["message"]) for told in self.checked.values() if not told["kept"]]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the result should know about its measurements."""
+        return [*map(_note, self.devices.values()), *(str(told["message"]) for told in self.checked.values())]
+
+    def write(self, folder: Path) -> None:
+        """Keep it in a run directory.
+
+        Raises:
+            RunError: It cannot be written.
+        """
+        try:
+            atomic.write(folder / FILE, json.dumps(asdict(self), indent=1, allow_nan=False) + "\n")
+        except OSError as error:
+            raise RunError(
+                f"could not write {folder / FILE}: {error.strerror or error}. The search itself is kept"
+            ) from error
+
+    @classmethod
+    def read(cls, folder: Path) -> Finals:
+        """What a run directory holds; nothing where nothing was measured.
+
+        Raises:
+            RunCorrupt: The file is damaged.
+        """
+        path = folder / FILE
+        if not path.exists():
+            return cls()
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise RunCorrupt(
+                f"{path} is damaged ({error}); the figures in the run's database are not touched by that"
+            ) from error
+
+
+def measure_front(assembly: Assembly, store: Store, state: SearchState) -> tuple[SearchState, int]:
+    """The state with careful measurements of everything that is or may be on the front, and how many were made."""
+    made = 0
+    for _ in range(_TURNS):
+        chosen = hopeful(state)
+        before = made
+        for evaluator in assembly.measured:
+            metrics = [metric for (metric, _), e in assembly.plan if e is evaluator]
+            rows, fresh = _finals(evaluator, store, state, chosen, metrics)
+            state, made = state.amend(rows), made + fresh
+        if made == before:
+            break
+    return state, made
+
+
+def hopeful(state: SearchState) -> list[Architecture]:
+    """Architectures that may be on the front: those that are, and those that would be if every number were at the
+    better end of its measured interval for the budgets."""
+    possible = np.array([_possible(state, i) for i in range(len(state.archive))], dtype=bool)
+    possible &= ~np.isnan(state.losses).any(axis=1) if len(state.archive) else possible
+    rows = np.flatnonzero(possible)
+    kept = rows[pareto.non_dominated(state.losses[rows], state.half_widths[rows])] if len(rows) else rows
+    chosen = sorted({*map(int, kept), *map(int, state.front_indices)})
+    return [state.architectures[i] for i in chosen]
+
+
+def summarise(assembly: Assembly, state: SearchState) -> Finals:
+    """What the devices say about a run's measurements."""
+    devices: dict[str, dict[str, Any]] = {}
+    certificates: dict[str, dict[str, dict[str, Any]]] = {}
+    front = state.front().architectures
+    for evaluator in assembly.measured:
+        devices[evaluator.device] = evaluator.meter.summary() | {"audits": list(evaluator.audits)}
+        for architecture in front:
+            told = evaluator.meter.certificate(architecture)
+            if told is not None:
+                certificates.setdefault(architecture.key, {})[evaluator.device] = told
+    return Finals(devices, certificates)
+
+
+def check_exported(assembly: Assembly, path: Path) -> dict[str, dict[str, Any]]:
+    """Time the recommended model from its file on every measured device, and hold it against the budgets."""
+    checked: dict[str, dict[str, Any]] = {}
+    for evaluator in assembly.measured:
+        told = evaluator.meter.measure_file(path)
+        start = f"{path.name} timed from its file on {evaluator.device}: "
+        if isinstance(told, str):
+            checked[evaluator.device] = {"file": path.name, "kept": False, "message": f"{start}{told}."}
+            continue
+        value, low, high = told
+        bounds = [c for c in assembly.constraints if (c.metric, c.device) == (LATENCY, evaluator.device)]
+        message = f"{start}{quantity(LATENCY, value)} ({quantity(LATENCY, low)} to {quantity(LATENCY, high)})"
+        for bound in bounds:
+            how = "within" if bound.violation(high) == 0 else "NOT certainly within"
+            message += f", {how} the budget of {quantity(LATENCY, bound.bound)}"
+        checked[evaluator.device] = {
+            "file": path.name,
+            "latency_ms": value,
+            "low": low,
+            "high": high,
+            "kept": all(bound.violation(high) == 0 for bound in bounds),
+            "message": f"{message}.",
+        }
+    return checked
+
+
+def _possible(state: SearchState, index: int) -> bool:
+    for constraint in state.constraints:
+        row = state.archive[index].find(constraint.metric, constraint.device)
+        if row is None:
+            return False
+        low, high = row.interval if row.interval is not None else (row.value, row.value)
+        if constraint.violation(low if constraint.goal == "min" else high) > 0 and constraint.violation(row.value) > 0:
+            return False
+    return True
+
+
+def _finals(
+    evaluator: MeasuredEvaluator,
+    store: Store,
+    state: SearchState,
+    chosen: Sequence[Architecture],
+    metrics: Sequence[str],
+) -> tuple[list[Measurement], int]:
+    """Careful rows of some architectures: those that the run has already, and fresh ones for the others."""
+    rows: list[Measurement] = []
+    missing = []
+    current = {e.architecture: e for e in state.archive}
+    for architecture in chosen:
+        known = [store.find(architecture, metric, evaluator.final_context(metric)) for metric in metrics]
+        if any(row is None for row in known):
+            missing.append(architecture)
+        else:
+            mine = current[architecture].measurements
+            rows += [row for row in known if row is not None and row not in mine]
+    if missing:
+        fresh = evaluator.finals(missing, metrics)
+        store.append(fresh)
+        rows += fresh
+    return rows, len(missing)
+
+
+def _note(told: Mapping[str, Any]) -> str:
+    floor = f"noise floor {told['noise_floor']:.1%} between sessions"
+    if not told["calibrated"]:
+        floor += f" assumed; 'hwnas calibrate --device {told['device']}' measures it"
+    text = f"Measured on {told['title']} with {told['runtime']}, {told['threads']} thread(s): {floor}"
+    again = told.get("retests")
+    if again:
+        tau = "" if again["tau"] is None else f", Kendall tau {again['tau']:.2f}"
+        text += f"; {again['pairs']} repeated measurements differ by {again['relative']:.1%} (median{tau})"
+    checks, inside = told["audits"]
+    if checks:
+        text += f"; {inside} of {checks} checked predictions held"
+    return text + "."
