@@ -1,8 +1,8 @@
 """Regularised (ageing) evolution, Real et al. 2019 (arXiv 1802.01548, algorithm 1), for several objectives.
 
 Two things differ from the paper. "Better" is the order that every generator here shares (violation, Pareto rank,
-crowding), so budgets and several objectives work; and a child that was already evaluated is mutated further
-instead of being paid again. The population is the youngest part of the archive, so nothing has to be saved.
+crowding), so budgets and several objectives work; and a child that was already evaluated is dropped for another
+tournament instead of being paid again. The population is the youngest part of the archive, so nothing has to be saved.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hwnas.core.protocols import SearchSpace
 from hwnas.core.state import SearchState
 from hwnas.spaces.codes import mutate, sample_unseen
 
-_TRIES = 100  # mutations of one child before a uniform draw takes its place
+_TRIES = 100  # tournaments for one child before a uniform draw takes its place
 
 
 class RegularizedEvolution:
@@ -27,14 +27,14 @@ class RegularizedEvolution:
 
     Args:
         space: Where to search.
-        population: How many of the youngest evaluations are alive.
+        population: How many of the youngest evaluations are alive; until there are as many, draws are uniform.
         sample: How many of them compete for one child; a larger sample is greedier.
         batch: Children in a step; all of them come from the same population.
     """
 
     name = "evolution"
 
-    def __init__(self, space: SearchSpace, *, population: int = 30, sample: int = 5, batch: int = 1) -> None:
+    def __init__(self, space: SearchSpace, *, population: int = 50, sample: int = 10, batch: int = 1) -> None:
         if not (1 <= sample <= population and batch >= 1):
             raise ValueError(
                 f"1 <= sample <= population and batch >= 1 are wanted, got {sample=}, {population=}, {batch=}"
@@ -70,14 +70,13 @@ class RegularizedEvolution:
         place: NDArray[np.int64],
         rng: np.random.Generator,
     ) -> Architecture | None:
-        """An unseen descendant of a tournament's winner; None where the space is exhausted."""
-        if len(alive):
+        """An unseen child of a tournament's winner; None where the space is exhausted."""
+        for _ in range(_TRIES if len(alive) else 0):
             rivals = rng.choice(len(alive), size=min(self.sample, len(alive)), replace=False)
-            child = state.architectures[alive[rivals[np.argmin(place[rivals])]]]
-            for _ in range(_TRIES):
-                child = mutate(child, self.space.choices, rng=rng)
-                if child not in state.seen and child not in chosen:
-                    return child
+            winner = state.architectures[alive[rivals[np.argmin(place[rivals])]]]
+            child = mutate(winner, self.space.choices, rng=rng)
+            if child not in state.seen and child not in chosen:
+                return child
         rest = sample_unseen(self.space, 1, state.seen.union(chosen), rng=rng)
         return rest[0] if rest else None
 
