@@ -5,6 +5,10 @@
     HWNAS_TABLES=DIR python benchmarks/search_quality.py --out results --protocol budget
     HWNAS_TABLES=DIR python benchmarks/search_quality.py --out results --report docs/benchmarks
 
+Peers need `pip install '.[bench]'`, Syne Tune's besides `pip install --no-deps syne-tune dill` (its dependencies would
+bring a CUDA library that nothing here uses). Optuna's GP sampler and BoTorch take minutes a search and run on six tasks
+with two seeds, last; under a budget only what knows constraints runs.
+
 Each search is one file in the results folder, written when it ends; finished ones are skipped, so a stopped run goes
 on where it was. All files together are also written as results.parquet. Settings of our methods were chosen on CIFAR-10
 tasks only; the other two data sets are for reporting.
@@ -25,6 +29,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two threads are far slower under load
 
 import numpy as np
+from peers import NO_BUDGET, PEERS, SLOW, run_peer
 from quality_tasks import Task, all_tasks, load_task
 
 import hwnas
@@ -41,9 +46,22 @@ from hwnas.stores.memory import MemoryStore
 from hwnas.tables.folder import Tables
 
 OURS = ("random", "evolution", "eda", "nsga2", "agnet-paper", "agnet")
-PEERS = ("optuna-tpe", "optuna-nsga2")
+PYMOO = ("pymoo:nsga3", "pymoo:agemoea", "pymoo:smsemoa")  # through our seam, as nsga2
+METHODS = (*OURS, *PYMOO, *PEERS)
 POINTS = (50, 100, 200)
 QUICK = ("cifar10/edgegpu", "cifar100/raspi4", "ImageNet16-120/fpga")
+QUICK_METHODS = tuple(name for name in METHODS if name not in SLOW and name != "agnet-paper")
+
+# what takes minutes a search runs on these, every device once and every data set twice, with two seeds
+SLOW_TASKS = (
+    "cifar10/edgegpu",
+    "cifar10/raspi4",
+    "cifar100/pixel3",
+    "cifar100/eyeriss",
+    "ImageNet16-120/fpga",
+    "ImageNet16-120/edgetpu",
+)
+SLOW_SEEDS = 2
 
 # latency limits in ms on ImageNet16-120; original AG-Net: best feasible test accuracy after 192 queries, its own code
 # on the same tables, mean of two seeds
@@ -71,6 +89,9 @@ class Bench:
 
     def rows(self, architectures: Sequence[Architecture]) -> list[int]:
         return [self.row[self.space.format(a)] for a in architectures]
+
+    def place(self, code: tuple[int, ...]) -> int:
+        return self.row[self.space.format(Architecture(self.space.name, code))]
 
 
 def search_ours(
@@ -111,42 +132,13 @@ def rank_correlations(bench: Bench, task: Task, candidates: Any) -> list[float]:
         return [float(spearmanr(guess[known, j], truth[known, j]).statistic) for j in range(2)]
 
 
-def search_optuna(
+def search_peer(
     bench: Bench, task: Task, name: str, seed: int, queries: int, limit: float | None
 ) -> tuple[list[int], dict[str, Any]]:
-    """Optuna on the same code of six 5-way choices; repeats of an architecture are answered for free."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.filterwarnings("ignore", module="optuna")
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    constraints = None
-    if limit is not None:
-
-        def constraints(trial: optuna.trial.FrozenTrial) -> Sequence[float]:
-            return (trial.user_attrs.get("excess", 1e9),)
-
-    if name == "optuna-tpe":
-        sampler: Any = optuna.samplers.TPESampler(multivariate=True, seed=seed, constraints_func=constraints)
-    else:
-        sampler = optuna.samplers.NSGAIISampler(population_size=20, seed=seed, constraints_func=constraints)
-    study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
-    paid: dict[int, None] = {}
-    asked = 0
-    while len(paid) < queries and asked < 20 * queries:
-        trial = study.ask()
-        asked += 1
-        code = tuple(trial.suggest_categorical(f"edge{i}", list(range(5))) for i in range(6))
-        row = bench.row[bench.space.format(Architecture("nb201", code))]
-        paid[row] = None
-        values = [float(task.error[row]), float(task.latency[row])]
-        if np.isnan(values).any():
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            continue
-        if limit is not None:
-            trial.set_user_attr("excess", values[1] - limit)
-        study.tell(trial, values)
-    return list(paid), {"asked": asked}
+    """One search of somebody else's optimiser, paid for in the same way."""
+    losses = np.stack([task.error, task.latency], axis=1)
+    rows, asked = run_peer(PEERS[name](seed, limit), losses, bench.place, queries)
+    return rows, {"asked": asked}
 
 
 def run_one(bench: Bench, protocol: str, name: str, method: str, seed: int, queries: int) -> dict[str, Any]:
@@ -155,7 +147,7 @@ def run_one(bench: Bench, protocol: str, name: str, method: str, seed: int, quer
     # the limits are values of the tables: eyeriss stores its 0.976 as 0.9760000000000002, which meets the budget
     limit = BUDGETS[task.device] * (1 + 1e-9) if protocol == "budget" else None
     searcher: Callable[..., tuple[list[int], dict[str, Any]]]
-    searcher = search_optuna if method in PEERS else search_ours
+    searcher = search_peer if method in PEERS else search_ours
     start = time.process_time()
     rows, more = searcher(bench, task, method, seed, queries, limit)
     cpu = time.process_time() - start
@@ -173,7 +165,7 @@ def run_one(bench: Bench, protocol: str, name: str, method: str, seed: int, quer
         **more,
     }
     for n in POINTS:
-        if n <= len(rows):
+        if n <= queries:  # a peer that stopped earlier is judged by what it had
             record |= {
                 f"gap_{n}": task.gap(rows[:n]),
                 f"recall_{n}": task.recall(rows[:n]),
@@ -188,7 +180,7 @@ def run_one(bench: Bench, protocol: str, name: str, method: str, seed: int, quer
 
 def versions() -> dict[str, str]:
     found = {"hwnas": hwnas.__version__}
-    for name in ("numpy", "torch", "pymoo", "moocore", "optuna"):
+    for name in ("numpy", "torch", "pymoo", "moocore", "numba", "optuna", "botorch", "gpytorch", "syne-tune"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -217,18 +209,26 @@ def write_parquet(folder: Path) -> Path:
 
 def plan(options: argparse.Namespace) -> Iterator[tuple[str, str, int, int]]:
     """(task, method, seed, queries) of every search that was asked for; tasks innermost, so that early results cover
-    all of them."""
-    tasks = [f"ImageNet16-120/{device}" for device in BUDGETS] if options.protocol == "budget" else all_tasks()
+    all of them, slow methods last."""
+    budget = options.protocol == "budget"
+    tasks = [f"ImageNet16-120/{device}" for device in BUDGETS] if budget else all_tasks()
     if options.quick:
         tasks = [task for task in tasks if task in QUICK] or tasks[:1]
     if options.tasks:
         tasks = options.tasks.split(",")
-    seeds = parse_seeds("0-1" if options.quick and not options.seeds else options.seeds or "0-4")
-    queries = BUDGET_QUERIES if options.protocol == "budget" else options.queries
-    for seed in seeds:
-        for method in options.generators.split(","):
-            for task in tasks:
-                yield task, method, seed, queries
+    seeds = parse_seeds(options.seeds or ("0-1" if options.quick else "0-4"))
+    queries = BUDGET_QUERIES if budget else options.queries
+    methods = options.generators.split(",") if options.generators else QUICK_METHODS if options.quick else METHODS
+    if budget:
+        methods = [method for method in methods if method not in NO_BUDGET]
+    for slow in (False, True):
+        for i, seed in enumerate(seeds):
+            for method in methods:
+                if (method in SLOW) is not slow or (slow and i >= SLOW_SEEDS):
+                    continue
+                for task in tasks:
+                    if not slow or budget or options.tasks or task in SLOW_TASKS:
+                        yield task, method, seed, queries
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -247,9 +247,9 @@ def main() -> None:
     parser.add_argument("--tables", help="folder of Parquet tables; default HWNAS_TABLES")
     parser.add_argument("--tasks", help="e.g. cifar10/edgegpu,cifar100/fpga; default all")
     parser.add_argument("--seeds", help="e.g. 0-4; default 0-4")
-    parser.add_argument("--generators", default=",".join((*OURS, *PEERS)), help="by commas; peers: " + ", ".join(PEERS))
+    parser.add_argument("--generators", help="by commas; default all: " + ", ".join(METHODS))
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--quick", action="store_true", help="three tasks, two seeds")
+    parser.add_argument("--quick", action="store_true", help="three tasks, two seeds, nothing that takes minutes")
     parser.add_argument("--report", type=Path, help="write tables and plots of the stored results there, run nothing")
     options = parser.parse_args()
     if options.report is not None:

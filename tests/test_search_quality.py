@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
+import peers
 import quality_report
 import quality_tasks
 import search_quality
@@ -89,9 +91,19 @@ def test_the_report_counts_wins_and_gives_the_spread_over_seeds(tmp_path: Path) 
         for seed in (0, 1)
     ]
     records += [_record("random", "ImageNet16-120/fpga", 0, 0.05), _record("agnet", "ImageNet16-120/fpga", 0, 0.06)]
+    records += [_record("optuna-gp", "cifar10/fpga", 0, 0.2)]
     quality_report.write_report(records, tmp_path, None)
     text = (tmp_path / "search_quality.md").read_text()
     assert "against random: 2 of 3 / 2 of 3 / 2 of 3" in text
+    assert "against optuna-gp: 1 of 1 / 1 of 1 / 1 of 1" in text
+    # a part of the tasks is compared on that part only
+    everywhere, _, part = text.partition("## The tasks of slow methods")
+    assert "optuna-gp" not in everywhere
+    assert "| optuna-gp | 1 x 1 | 0.200" in part
+    assert "| random | 1 x 2 | 0.305" in part
+    # agnet's mean curve falls on a line from 1 to 0.096 and meets random's mean end, 0.254, there
+    assert (quality_report.curves(records)[:, 0] == 1.0).all()
+    assert "- random: 166" in text
     # two seeds with means 0.1 and 0.11: t(0.975, 1) = 12.706 times 0.01 / sqrt(2) / sqrt(2)
     assert "| agnet | 1 x 2 | 0.105 ± 0.064" in text
     assert (tmp_path / "search_quality.png").stat().st_size > 10_000
@@ -129,14 +141,70 @@ def test_one_seed_is_one_search(tables_dir: Path, tmp_path: Path, monkeypatch: p
     assert once["rows"] == again["rows"]
 
 
-def test_a_peer_pays_for_an_architecture_once(
-    tables_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("name", "package"), [("optuna-nsga2", "optuna"), ("syne-tune-morea", "syne_tune")])
+@pytest.mark.filterwarnings("ignore")
+def test_a_peer_pays_for_an_architecture_once_and_follows_its_seed(
+    tables_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str
 ) -> None:
-    pytest.importorskip("optuna")
-    chosen = ("--tasks", "cifar10/edgetpu", "--generators", "optuna-nsga2", "--seeds", "0")
-    (record,) = _run(tmp_path, tables_dir, monkeypatch, *chosen)
+    pytest.importorskip(package)
+    chosen = ("--tasks", "cifar10/edgetpu", "--generators", name, "--seeds", "0")
+    (record,) = _run(tmp_path / "a", tables_dir, monkeypatch, *chosen)
     assert len(set(record["rows"])) == len(record["rows"]) == 55
     assert record["asked"] >= 55
+    (again,) = _run(tmp_path / "b", tables_dir, monkeypatch, *chosen)
+    assert again["rows"] == record["rows"]
+
+
+class _Scripted:
+    """Asks for what it was given, in order, and remembers what it was told."""
+
+    def __init__(self, batches: list[list[peers.Code]]) -> None:
+        self.batches = batches
+        self.told: list[tuple[peers.Code, tuple[float, float] | None]] = []
+
+    def ask(self) -> list[peers.Code]:
+        return self.batches.pop(0) if len(self.batches) > 1 else self.batches[0]
+
+    def tell(self, code: peers.Code, losses: tuple[float, float] | None) -> None:
+        self.told.append((code, losses))
+
+
+def test_a_peer_gets_repeats_for_free_failures_as_none_and_no_more_than_its_budget() -> None:
+    losses = np.array([[1.0, 2.0], [NAN, 3.0], [4.0, 5.0], [6.0, 7.0]])
+    peer = _Scripted([[(0,), (1,)], [(0,)], [(2,), (3,)]])
+    rows, asked = peers.run_peer(peer, losses, lambda code: code[0], 3)
+    assert rows == [0, 1, 2]
+    assert peer.told == [((0,), (1.0, 2.0)), ((1,), None), ((0,), (1.0, 2.0)), ((2,), (4.0, 5.0))]
+    assert asked == 5
+    # one that asks for the same cell for ever is stopped
+    assert peers.run_peer(_Scripted([[(0,)]]), losses, lambda code: code[0], 3) == ([0], 3 * peers.ASKED)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_botorch_searches_among_cells_that_were_not_asked_for(tables_dir: Path) -> None:
+    pytest.importorskip("botorch")
+    bench = search_quality.Bench(str(tables_dir))
+    record = search_quality.run_one(bench, "front", "cifar10/edgetpu", "botorch-qlognehvi", 0, 30)
+    assert len(set(record["rows"])) == 30
+    again = search_quality.run_one(bench, "front", "cifar10/edgetpu", "botorch-qlognehvi", 0, 30)
+    assert record["rows"] == again["rows"]
+
+
+def _plan(*words: str) -> list[tuple[str, str, int, int]]:
+    defaults = {"protocol": "front", "tasks": None, "seeds": None, "generators": None, "queries": 200, "quick": False}
+    options = argparse.Namespace(**{**defaults, **dict(word.split("=") for word in words)})
+    return list(search_quality.plan(options))
+
+
+def test_slow_methods_come_last_on_their_tasks_and_none_without_constraints_under_a_budget() -> None:
+    searches = _plan()
+    slow = [(task, method, seed) for task, method, seed, _ in searches if method in peers.SLOW]
+    assert [(task, method, seed) for task, method, seed, _ in searches[-len(slow) :]] == slow
+    assert len(slow) == len(peers.SLOW) * len(search_quality.SLOW_TASKS) * search_quality.SLOW_SEEDS
+    fast = len(search_quality.METHODS) - len(peers.SLOW)
+    assert len(searches) - len(slow) == 18 * 5 * fast
+    assert not {method for _, method, _, _ in _plan("protocol=budget")} & set(peers.NO_BUDGET)
 
 
 def test_the_optimum_under_each_budget_is_the_published_one(tables_dir: Path) -> None:

@@ -1,0 +1,219 @@
+"""Other people's optimisers on the same task: one ask and tell for each, one loop that counts what they pay.
+
+A peer sees six 5-way choices (the code of a cell) and two losses. A repeat of an evaluated cell is answered from memory
+and costs nothing, as it would in any sensible use of these packages; a cell that could not be measured is told as a
+failure where the package knows failures, and not at all where it does not. Settings are each package's defaults but
+where a comment says why not.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas.seeding import torch_seeded
+
+Code = tuple[int, ...]
+
+EDGES, OPERATIONS = 6, 5
+START = 20  # uniform evaluations before a Gaussian process is fitted
+ASKED = 20  # repeats are free, but a peer that asks for this many times its budget has converged and is stopped
+
+
+class Peer(Protocol):
+    """An optimiser that minimises two losses."""
+
+    def ask(self) -> Sequence[Code]:
+        """The next cells, which may have been asked for before."""
+        ...
+
+    def tell(self, code: Code, losses: tuple[float, float] | None) -> None:
+        """The losses of a cell that was asked for, in the order of asking; None where it could not be measured."""
+        ...
+
+
+class OptunaPeer:
+    """Optuna's samplers (Akiba et al. 2019, arXiv 1907.10902).
+
+    Args:
+        sampler: "tpe" (multivariate), "nsga2" or "gp".
+        seed: Of the sampler.
+        limit: Most latency that is feasible, as the samplers' own constraint; None for none.
+    """
+
+    def __init__(self, sampler: str, seed: int, limit: float | None) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        samplers = optuna.samplers
+        make: Mapping[str, Callable[..., Any]] = {
+            "tpe": lambda **more: samplers.TPESampler(multivariate=True, **more),
+            "nsga2": lambda **more: samplers.NSGAIISampler(population_size=20, **more),  # of 50: too few generations
+            "gp": lambda **more: samplers.GPSampler(n_startup_trials=START, **more),
+        }
+        constraint = None if limit is None else self._excess
+        self._failed = optuna.trial.TrialState.FAIL
+        self._limit = limit
+        self._study = optuna.create_study(
+            directions=["minimize", "minimize"], sampler=make[sampler](seed=seed, constraints_func=constraint)
+        )
+        self._trial: Any = None
+
+    @staticmethod
+    def _excess(trial: Any) -> Sequence[float]:
+        return (trial.user_attrs.get("excess", 1e9),)
+
+    def ask(self) -> Sequence[Code]:
+        self._trial = self._study.ask()
+        return [tuple(self._trial.suggest_categorical(f"edge{i}", list(range(OPERATIONS))) for i in range(EDGES))]
+
+    def tell(self, code: Code, losses: tuple[float, float] | None) -> None:
+        del code
+        if losses is None:
+            self._study.tell(self._trial, state=self._failed)
+            return
+        if self._limit is not None:
+            self._trial.set_user_attr("excess", losses[1] - self._limit)
+        self._study.tell(self._trial, losses)
+
+
+class SyneTunePeer:
+    """Syne Tune's multi-objective regularised evolution (Salinas et al. 2022): tournaments by non-dominated sorting."""
+
+    POPULATION, SAMPLE = 50, 10  # as our `evolution`; with its default of 100 half of 200 evaluations are uniform
+
+    def __init__(self, seed: int) -> None:
+        from syne_tune.config_space import choice
+        from syne_tune.optimizer.schedulers.multiobjective import MultiObjectiveRegularizedEvolution
+
+        self._searcher = MultiObjectiveRegularizedEvolution(
+            {f"edge{i}": choice(list(range(OPERATIONS))) for i in range(EDGES)},
+            population_size=self.POPULATION,
+            sample_size=self.SAMPLE,
+            random_seed=seed,
+        )
+        self._rng = np.random.default_rng(seed)
+        self._told = 0
+
+    def ask(self) -> Sequence[Code]:
+        if self._told < self.POPULATION:  # its own uniform founders do not follow the seed
+            return [tuple(self._rng.integers(0, OPERATIONS, size=EDGES).tolist())]
+        config = self._searcher.suggest()
+        return [tuple(int(config[f"edge{i}"]) for i in range(EDGES))]
+
+    def tell(self, code: Code, losses: tuple[float, float] | None) -> None:
+        if losses is not None:
+            config = {f"edge{i}": value for i, value in enumerate(code)}
+            self._searcher.on_trial_complete(self._told, config, list(losses))
+            self._told += 1
+
+
+class BoTorchPeer:
+    """qLogNEHVI (Ament et al. 2023, arXiv 2310.20708) on BoTorch's Gaussian processes for categorical inputs.
+
+    One `MixedSingleTaskGP` a loss, reference point as BoTorch infers it from the observed front, four cells at a
+    time by its discrete local search among cells that were not asked for yet.
+    """
+
+    BATCH = 4
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._seed = seed
+        self._asked: dict[Code, None] = {}
+        self._x: list[Code] = []
+        self._y: list[tuple[float, float]] = []
+
+    def ask(self) -> Sequence[Code]:
+        codes = self._model_based() if len(self._x) > 1 else self._uniform(START)
+        self._asked.update(dict.fromkeys(codes))
+        return codes
+
+    def _uniform(self, n: int) -> list[Code]:
+        return list(map(tuple, self._rng.integers(0, OPERATIONS, size=(n, EDGES)).tolist()))
+
+    def _model_based(self) -> list[Code]:
+        import torch
+        from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
+        from botorch.fit import fit_gpytorch_mll
+        from botorch.models import MixedSingleTaskGP, ModelListGP
+        from botorch.optim import optimize_acqf_discrete_local_search
+        from botorch.sampling.normal import SobolQMCNormalSampler
+        from botorch.utils.multi_objective.hypervolume import infer_reference_point
+        from botorch.utils.multi_objective.pareto import is_non_dominated
+        from gpytorch.mlls import SumMarginalLogLikelihood
+
+        x = torch.tensor(self._x, dtype=torch.float64)
+        y = -torch.tensor(self._y, dtype=torch.float64)  # BoTorch maximises
+        y = (y - y.mean(0)) / y.std(0)
+        columns = list(range(EDGES))
+        with warnings.catch_warnings(), torch_seeded(self._rng):
+            warnings.simplefilter("ignore")  # jitter added, fits retried: BoTorch deals with both
+            model = ModelListGP(*(MixedSingleTaskGP(x, y[:, [j]], cat_dims=columns) for j in range(2)))
+            fit_gpytorch_mll(SumMarginalLogLikelihood(model.likelihood, model))
+            acquisition = qLogNoisyExpectedHypervolumeImprovement(
+                model,
+                infer_reference_point(y[is_non_dominated(y)]),
+                x,
+                sampler=SobolQMCNormalSampler(torch.Size([128]), seed=self._seed),
+                prune_baseline=True,
+            )
+            found, _ = optimize_acqf_discrete_local_search(
+                acquisition,
+                [torch.arange(OPERATIONS, dtype=torch.float64)] * EDGES,
+                q=self.BATCH,
+                num_restarts=4,
+                raw_samples=512,
+                X_avoid=torch.tensor(list(self._asked), dtype=torch.float64),
+            )
+        return list(map(tuple, found.round().long().tolist()))
+
+    def tell(self, code: Code, losses: tuple[float, float] | None) -> None:
+        if losses is not None:
+            self._x.append(code)
+            self._y.append(losses)
+
+
+# each is made of a seed and a latency limit (None for none)
+PEERS: Mapping[str, Callable[[int, float | None], Peer]] = {
+    "optuna-tpe": lambda seed, limit: OptunaPeer("tpe", seed, limit),
+    "optuna-nsga2": lambda seed, limit: OptunaPeer("nsga2", seed, limit),
+    "syne-tune-morea": lambda seed, _: SyneTunePeer(seed),
+    "optuna-gp": lambda seed, limit: OptunaPeer("gp", seed, limit),
+    "botorch-qlognehvi": lambda seed, _: BoTorchPeer(seed),
+}
+SLOW = ("optuna-gp", "botorch-qlognehvi")  # minutes a search
+NO_BUDGET = ("syne-tune-morea", "botorch-qlognehvi")  # no constraint, or none that is set here
+
+
+def run_peer(
+    peer: Peer, losses: NDArray[np.float64], row: Callable[[Code], int], queries: int
+) -> tuple[list[int], int]:
+    """One search.
+
+    Args:
+        peer: A fresh optimiser.
+        losses: `n x 2`, the table; nan where a cell could not be measured.
+        row: Place of a cell in the table.
+        queries: Distinct cells that it may pay.
+
+    Returns:
+        The rows in the order in which they were paid for, and how many cells were asked for, repeats included.
+    """
+    paid: dict[int, None] = {}
+    asked = 0
+    while len(paid) < queries and asked < ASKED * queries:
+        for code in peer.ask():
+            asked += 1
+            place = row(code)
+            if place not in paid and len(paid) == queries:
+                break
+            paid[place] = None
+            known = losses[place]
+            peer.tell(code, None if np.isnan(known).any() else (float(known[0]), float(known[1])))
+    return list(paid), asked
