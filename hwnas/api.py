@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -232,15 +233,7 @@ class Run:
                 result = replace(result, finals=replace(result.finals, checked=checked))
         if self.assembly.measured:
             result.finals.write(directory.path)
-        best = result.best
-        directory.write_front(
-            result.state,
-            result.ledger,
-            recommended=None if best is None else best.architecture,
-            reference=[float(x) for x in result.view.reference],
-            reported=result.reported,
-        )
-        write_report(result)
+        write_report(result, directory)
         return result
 
 
@@ -360,6 +353,8 @@ def search(
     batch: int | None = None,
     source: str = "auto",
     tables: str | Path | None = None,
+    preset: str = "default",
+    wait: float = 0.0,
     out: str | Path | None = None,
     on_step: OnStep | None = None,
 ) -> SearchResult:
@@ -379,6 +374,8 @@ def search(
         batch: Evaluations a step; None leaves it to the generator.
         source: "auto", "table" or "surrogate".
         tables: Folder of tables.
+        preset: How carefully a device here is measured on: "quick", "default", "final".
+        wait: Seconds to wait for somebody else who measures on it.
         out: Run directory to write (never overwritten); None keeps everything in memory.
         on_step: Called after each step with `SearchState` and `Ledger`.
 
@@ -406,6 +403,8 @@ def search(
         "batch": batch,
         "source": source,
         "tables": None if tables is None else str(tables),
+        "preset": preset,
+        "wait": wait,
     }
     run = open_run(given, out=None if out is None else Path(out), directory=out is not None)
     return run.finish(on_step=on_step, models="front")
@@ -473,14 +472,27 @@ def _constraint(name: str, bound: float) -> Constraint:
     return Constraint(metric, float(bound), device or None, METRICS[metric].goal)
 
 
-def write_report(result: SearchResult) -> list[Path]:
-    """Write report.html and the figures into the result's run directory.
+def write_report(result: SearchResult, directory: RunDirectory | None = None) -> list[Path]:
+    """Write front.csv, front.json, report.html and the figures into the result's run directory.
+
+    Args:
+        result: A search's result.
+        directory: Its directory, where that is open already.
 
     Raises:
         RunError: The result has no directory, or it cannot be written.
     """
     if result.folder is None:
         raise UsageError("this result has no run directory; search with out=...")
+    best = result.best
+    with nullcontext(directory) if directory is not None else RunDirectory.read(result.folder) as run:
+        run.set_notation(result.space.format)
+        run.write_front(
+            result.state,
+            report.to_json(result.view),
+            recommended=None if best is None else best.architecture,
+            reported=result.reported,
+        )
     try:
         return report.write_report(result.view, result.folder)
     except OSError as error:

@@ -187,14 +187,26 @@ def lacks(runtime: str) -> str:
 
 
 def no_source(device: Device, metric: str) -> TablesNotFound:
-    """The error for a metric that nothing at hand answers on a device."""
-    if device.host == "table":
-        remedy = "name a folder of tables (--tables, HWNAS_TABLES) or run 'hwnas tables fetch hw-nas-bench'"
-        return TablesNotFound(f"no table or surrogate for {metric} on device {device.name}; {remedy}")
+    """The error for a metric that nothing at hand answers on a device that is only known from numbers."""
+    title = METRICS[metric].title
+    if metric not in device.metrics:
+        others = [name for name in _published() if metric in load_device(name).metrics]
+        return TablesNotFound(
+            f"no {title} of device {device.name} was ever published; there is {_titles(device.metrics)}. "
+            f"Devices with {title}: {', '.join(others) or 'none'}; devices here can be measured (hwnas devices)"
+        )
+    if device.host == "profile":
+        return TablesNotFound(
+            f"the measurements saved as {device.name} ({device.origin}) are not about this space and data set"
+        )
     return TablesNotFound(
-        f"no table or surrogate for device {device.name}; measured {METRICS[metric].title} is not available in this "
-        f"version. Devices with published numbers: {', '.join(_published())}"
+        f"no table or surrogate for {title} on device {device.name}; name a folder of tables (--tables, "
+        "HWNAS_TABLES) or run 'hwnas tables fetch hw-nas-bench'"
     )
+
+
+def _titles(metrics: Collection[str]) -> str:
+    return ", ".join(METRICS[metric].title for metric in metrics)
 
 
 def _published() -> list[str]:

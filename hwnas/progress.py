@@ -23,6 +23,9 @@ _PLAIN_EVERY_S = 10.0
 class Progress:
     """A live bar on a terminal; elsewhere a line now and then, so that log files stay readable.
 
+    Its hypervolume is called live, because its reference point is the worst values of the first step; the report's,
+    which is known only at the end, is the worst of the whole run.
+
     Args:
         console: Where to write.
         shown: Whether to write at all.
@@ -67,7 +70,8 @@ class Progress:
         if not self._live and (finished or time.monotonic() - self._said >= _PLAIN_EVERY_S):
             self._said = time.monotonic()
             self._console.print(
-                f"{len(state.archive)}/{state.queries} evaluations  {told}  {ledger.cpu_s:.0f} CPU s", highlight=False
+                f"{len(state.archive)}/{state.queries} evaluations  {told}  {ledger.cpu_s:.0f} search CPU s",
+                highlight=False,
             )
 
     def stop(self) -> None:
@@ -87,7 +91,7 @@ class Progress:
             if self._reference is None:
                 self._reference = pareto.reference_point(state.losses)  # fixed by the first step: later ones compare
             feasible = state.losses[state.violations == 0]
-            words += f"  hypervolume {pareto.hypervolume(feasible, self._reference):.4g}"
+            words += f"  live hypervolume {pareto.hypervolume(feasible, self._reference):.4g}"
         return f"{words}  front {len(state.front_indices)}"
 
     def __enter__(self) -> Self:

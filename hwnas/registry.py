@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -77,15 +79,46 @@ def generator(name: str, search_space: SearchSpace, settings: Mapping[str, Any] 
     else:
         factory = _resolve("generator", name, "hwnas.generators", _GENERATORS)
     admitted = [p for p in inspect.signature(factory).parameters if p != "space"]
-    wrong = [key for key in chosen if key not in admitted]
-    if wrong:
-        raise InvalidSetting(f"generator {name!r} has no setting {wrong[0]!r}. Known: {', '.join(admitted) or 'none'}")
+    hints = typing.get_type_hints(inspect.getattr_static(factory, "__init__") if inspect.isclass(factory) else factory)
+    for key, value in chosen.items():
+        if key not in admitted:
+            raise InvalidSetting(f"generator {name!r} has no setting {key!r}. Known: {', '.join(admitted) or 'none'}")
+        if key in hints and not _fits(value, hints[key]):
+            raise InvalidSetting(f"generator {name!r}: {key} wants {_words(hints[key])}; got {value!r}")
     try:
         return factory(search_space, **chosen)
     except (TypeError, ValueError) as error:
         if isinstance(error, UnknownName):
             raise
         raise InvalidSetting(f"generator {name!r} refuses its settings {chosen}: {error}") from error
+
+
+_TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "nothing"}
+
+
+def _fits(value: object, wanted: Any) -> bool:
+    """Whether a value that came as JSON or TOML is what a factory's annotation asks for."""
+    origin, inner = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in inner)
+    if origin is typing.Literal:
+        return value in inner
+    if origin is not None and issubclass(origin, Sequence):
+        return isinstance(value, list | tuple) and all(_fits(item, inner[0]) for item in value)
+    if wanted in (int, float):  # a truth value is no number, but a whole number is one
+        return isinstance(value, int if wanted is int else int | float) and not isinstance(value, bool)
+    return isinstance(value, wanted) if wanted in _TYPES else True
+
+
+def _words(wanted: Any) -> str:
+    origin, inner = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_words, inner))
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(repr, inner))}"
+    if origin is not None:
+        return f"a list, each {_words(inner[0])}"
+    return _TYPES.get(wanted, str(wanted))
 
 
 def _known(group: str, own: Mapping[str, str]) -> dict[str, str]:

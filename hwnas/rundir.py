@@ -22,7 +22,6 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from datetime import date
 from itertools import count
 from pathlib import Path
@@ -32,11 +31,8 @@ import tomli_w
 
 import hwnas
 from hwnas import optional
-from hwnas.core import pareto, picking
 from hwnas.core.architecture import Architecture
-from hwnas.core.ledger import Ledger
 from hwnas.core.measurement import Measurement, Status
-from hwnas.core.metrics import METRICS
 from hwnas.core.state import Evaluation, SearchState
 from hwnas.errors import RunCorrupt, RunExists, RunIncompatible
 from hwnas.stores.files import replace_text, writing
@@ -201,26 +197,23 @@ class RunDirectory:
     def write_front(
         self,
         state: SearchState,
-        ledger: Ledger,
+        told: Mapping[str, Any],
         *,
         recommended: Architecture | None,
-        reference: Sequence[float] | None = None,
         reported: Sequence[Measurement] = (),
     ) -> None:
         """Write front.csv and front.json.
 
         Args:
             state: The state at the end.
-            ledger: What was paid.
+            told: The whole result as plain values: what front.json holds.
             recommended: The architecture to mark, usually one of the front.
-            reference: Reference point of the hypervolume, `m` losses; None for `pareto.reference_point`.
             reported: Facts of front members that the search did not see (a test error); shown behind the others.
 
         Raises:
             RunError: They cannot be written.
         """
-        front = [state.archive[i] for i in state.front_indices]
-        shown = [_with(evaluation, reported) for evaluation in front]
+        shown = [_with(state.archive[i], reported) for i in state.front_indices]
         columns = _names(shown, _columns(state))
         header = ["order", "key", "arch", *columns, "recommended", "status", "source"]
         rows = [
@@ -230,53 +223,8 @@ class RunDirectory:
         for row, evaluation in zip(rows, shown, strict=True):
             row.insert(-2, "yes" if evaluation.architecture == recommended else "")
         replace_text(self.path / FRONT_CSV, _csv([header, *rows]))
-        found = self._front_json(state, ledger, shown, recommended, reference)
-        replace_text(self.path / FRONT_JSON, json.dumps(found, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
-
-    def _front_json(
-        self,
-        state: SearchState,
-        ledger: Ledger,
-        shown: Sequence[Evaluation],
-        recommended: Architecture | None,
-        reference: Sequence[float] | None,
-    ) -> dict[str, Any]:
-        point = [float(x) for x in (pareto.reference_point(state.losses) if reference is None else reference)]
-        nearest = None if shown else picking.nearest_to_feasible(state.losses, state.violations)
-        return {
-            "hwnas": hwnas.__version__,
-            "run_id": self.store.meta["run_id"],
-            "space": state.space,
-            "seed": state.seed,
-            "queries": state.queries,
-            "evaluations": len(state.archive),
-            "objectives": [{**asdict(o), "name": o.name, "unit": METRICS[o.metric].unit} for o in state.objectives],
-            "constraints": [{**asdict(c), "name": c.name, "unit": METRICS[c.metric].unit} for c in state.constraints],
-            "reference_point": {o.name: o.value(x) for o, x in zip(state.objectives, point, strict=True)},
-            "hypervolume": pareto.hypervolume(state.front().losses, point),
-            "recommended": None if recommended is None else recommended.key,
-            "front": [
-                self._evaluation_json(int(i), evaluation, state, recommended)
-                for i, evaluation in zip(state.front_indices, shown, strict=True)
-            ],
-            # what came closest where no architecture meets the budgets
-            "nearest": None
-            if nearest is None
-            else self._evaluation_json(nearest, state.archive[nearest], state, recommended),
-            "ledger": ledger.to_json(),
-        }
-
-    def _evaluation_json(
-        self, index: int, evaluation: Evaluation, state: SearchState, recommended: Architecture | None
-    ) -> dict[str, Any]:
-        return {
-            "order": index + 1,
-            "key": evaluation.architecture.key,
-            "arch": self._notation(evaluation.architecture),
-            "recommended": evaluation.architecture == recommended,
-            "violation": float(state.violations[index]),
-            "metrics": {row.column: _measurement_json(row) for row in evaluation.measurements},
-        }
+        content = {**told, "run_id": self.store.meta["run_id"]}
+        replace_text(self.path / FRONT_JSON, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
         """Release the directory. Closing twice does nothing."""
@@ -432,12 +380,6 @@ def _status(rows: Sequence[Measurement]) -> Status:
     """The first failure, else the first reservation, else ok; the database has each metric's own."""
     doubtful = [row.status for row in rows if row.status is not Status.OK]
     return next((status for status in doubtful if not status.has_value), doubtful[0] if doubtful else Status.OK)
-
-
-def _measurement_json(row: Measurement) -> dict[str, Any]:
-    shown = row.to_json()
-    del shown["architecture"], shown["metric"]
-    return {**shown, "unit": METRICS[row.metric].unit, "source": str(row.context.source)}
 
 
 def _csv(rows: Iterable[Sequence[str]]) -> str:

@@ -150,6 +150,30 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("generator", "settings", "told"),
+    [
+        ("agnet", {"initial": "x"}, "initial wants a whole number; got 'x'"),
+        ("agnet", {"ranking": True}, "ranking wants a number; got True"),
+        ("agnet", {"acquisition": "luck"}, "acquisition wants one of 'ehvi', 'mean'; got 'luck'"),
+        ("agnet", {"surrogate": 1}, "surrogate wants true or false; got 1"),
+        ("evolution", {"population": 3.5}, "population wants a whole number; got 3.5"),
+        ("nsga2", {"mutation": "much"}, "mutation wants a number or nothing; got 'much'"),
+        ("pymoo:nsga3", {"population": []}, r"population wants a whole number; got \[\]"),
+        ("evolution", {"population": 3, "sample": 5}, "sample <= population"),
+    ],
+)
+def test_settings_of_a_wrong_type_are_refused_by_name(generator: str, settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(InvalidSetting, match=told):
+        registry.generator(generator, registry.space("nb201"), settings)
+
+
+def test_whole_numbers_and_nothing_are_numbers_where_they_may_be() -> None:
+    space = registry.space("nb201")
+    assert registry.generator("agnet", space, {"ranking": 0, "reference": 1}).name == "agnet"
+    assert registry.generator("nsga2", space, {"mutation": None}).name == "nsga2"
+
+
 def test_registry_knows_what_it_names() -> None:
     space = registry.space("nb201")
     for name in registry.generators():
@@ -170,7 +194,7 @@ def test_run_directory_holds_everything(tmp_path: Path, capsys: pytest.CaptureFi
     front = json.loads((out / "front.json").read_text())
     assert front["ledger"]["evaluations"] == 60
     recommended = [row for row in csv.DictReader((out / "front.csv").read_text().splitlines()) if row["recommended"]]
-    assert [row["key"] for row in recommended] == [front["recommended"]]
+    assert [row["key"] for row in recommended] == [front["recommended"]["key"]]
     for name in ("run.toml", "hwnas.sqlite", "report.html", "front.png", "front.pdf", "models/manifest.json"):
         assert (out / name).stat().st_size > 100, name
     models = list((out / "models").glob("*.onnx"))
@@ -181,12 +205,22 @@ def test_run_directory_holds_everything(tmp_path: Path, capsys: pytest.CaptureFi
     # a finished run: shown again, exported again, never overwritten
     assert cli("report", str(out), "--json") == 0
     again = json.loads(capsys.readouterr().out)
-    assert again["recommended"]["key"] == front["recommended"]
+    assert again["recommended"] == front["recommended"]
+    for name in ("front.csv", "front.json"):
+        whole = (out / name).read_bytes()
+        (out / name).unlink()
+        assert cli("report", str(out)) == 0
+        capsys.readouterr()
+        assert _undated((out / name).read_bytes()) == _undated(whole)
     assert cli("export", str(out), "--best", "--out", str(tmp_path / "best")) == 0
     assert len(list((tmp_path / "best").glob("*.onnx"))) == 1
     before = (out / "archive.csv").read_bytes()
     assert cli(*words) == RunExists.exit_code
     assert (out / "archive.csv").read_bytes() == before
+
+
+def _undated(content: bytes) -> bytes:
+    return b"\n".join(line for line in content.splitlines() if b'"created":' not in line)
 
 
 def test_load_equals_what_search_returned(tmp_path: Path) -> None:

@@ -184,11 +184,17 @@ def test_saved_measurements_are_a_device(mine: Path, tmp_path: Path, monkeypatch
 
 
 def test_searching_where_nothing_answers_says_what_to_do() -> None:
-    error = no_source(load_device("cpu"), "latency_ms")
+    error = no_source(load_device("raspi4"), "latency_ms")
     assert isinstance(error, TablesNotFound)
-    assert "no table or surrogate for device cpu; measured latency is not available in this version" in str(error)
-    assert "edgegpu" in str(error)
-    assert "hwnas tables fetch hw-nas-bench" in str(no_source(load_device("raspi4"), "latency_ms"))
+    assert "no table or surrogate for latency on device raspi4" in str(error)
+    assert "hwnas tables fetch hw-nas-bench" in str(error)
+
+
+def test_what_was_never_published_is_not_advised_to_be_looked_up() -> None:
+    told = str(no_source(load_device("raspi4"), "energy_mj"))
+    assert "no energy of device raspi4 was ever published; there is latency" in told
+    assert "Devices with energy: edgegpu, eyeriss, fpga" in told
+    assert "fetch" not in told
 
 
 def test_availability_imports_nothing_heavy() -> None:

@@ -251,6 +251,16 @@ def test_summary_names_an_order_that_the_intervals_leave_open_and_an_uncertain_b
     assert "Nothing feasible" in " ".join(report.sentences(view_of(tight.tell(rows))))
 
 
+def test_choosing_on_the_test_split_is_said() -> None:
+    told = []
+    for metric, split in (("test_error_pct", "test"), ("val_error_pct", "val")):
+        context = Context(Source.TABLE, split=split)
+        state = SearchState("toy", (Objective(metric),), (), queries=1)
+        row = Measurement(Architecture("toy", (0, 0, 0, 0)), metric, 5.0, context)
+        told.append("Chosen on the test split" in " ".join(report.sentences(view_of(state.tell([row])))))
+    assert told == [True, False]
+
+
 # -- terminal and JSON -------------------------------------------------------------------------------------------------
 
 
@@ -329,7 +339,8 @@ def test_json_is_strict_and_holds_the_state(view: report.RunView) -> None:
     assert found["ledger"] == view.ledger.to_json()
     assert [entry["key"] for entry in found["front"]] == [view.state.architectures[i].key for i in view.front]
     for entry, index in zip(found["front"], view.front, strict=True):
-        rows = [Measurement.from_json({**row, "architecture": entry["key"]}) for row in entry["measurements"]]
+        facts = [{k: v for k, v in row.items() if k not in ("unit", "source")} for row in entry["metrics"].values()]
+        rows = [Measurement.from_json({**row, "architecture": entry["key"]}) for row in facts]
         assert tuple(rows) == view.state.archive[index].measurements
     recommended = None if view.recommended is None else view.state.architectures[view.recommended].key
     assert (found["recommended"] or {}).get("key") == recommended

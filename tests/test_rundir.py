@@ -18,7 +18,6 @@ import pytest
 
 import hwnas
 from hwnas import rundir
-from hwnas.core import pareto
 from hwnas.core.architecture import Architecture
 from hwnas.core.ledger import Ledger
 from hwnas.core.measurement import Context, Measurement, Source, Status
@@ -233,14 +232,11 @@ def strict(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
 
 
-def test_the_front_is_written_with_everything_that_makes_it_comparable(tmp_path: Path) -> None:
+def test_the_front_is_written_as_a_table_and_as_it_was_told(tmp_path: Path) -> None:
     test_error = Measurement(Architecture("toy", (1,)), "test_error_pct", 31.5, Context(Source.TABLE, split="test"))
     with RunDirectory.create(tmp_path / "run", config=CONFIG, notation=notation) as run:
         state = advance(run, begin(), 0, 1, 3, 8)  # 3 has no latency, 8 is too slow
-        ledger = Ledger(evaluations=4, cost_queries=4, cpu_s=1.5)
-        run.write_front(
-            state, ledger, recommended=Architecture("toy", (1,)), reference=[31.0, 6.0], reported=[test_error]
-        )
+        run.write_front(state, {"whole": [1, None]}, recommended=Architecture("toy", (1,)), reported=[test_error])
         assert table(run.path / "front.csv") == [
             [
                 *("order", "key", "arch", "val_error_pct", "latency_ms@edgegpu", "params_m", "test_error_pct"),
@@ -250,32 +246,7 @@ def test_the_front_is_written_with_everything_that_makes_it_comparable(tmp_path:
             ["1", "toy:0", '|"0"~0|, +', "30.0", "1.1", "1.0", "", "", "ok", "table+measured"],
         ]
         found = strict(run.path / "front.json")
-    assert found["hypervolume"] == pytest.approx(pareto.hypervolume(state.losses[:2], [31.0, 6.0]))
-    assert found["reference_point"] == {"val_error_pct": 31.0, "latency_ms@edgegpu": 6.0}
-    assert found["ledger"] == ledger.to_json()
-    assert [(c["name"], c["bound"], c["unit"]) for c in found["constraints"]] == [
-        ("latency_ms@edgegpu", 5.0, "ms"),
-        ("params_m", 1.5, "M"),
-    ]
-    assert (found["recommended"], found["nearest"], found["evaluations"]) == ("toy:1", None, 4)
-    best, other = found["front"]
-    assert (best["recommended"], other["recommended"]) == (True, False)
-    latency = best["metrics"]["latency_ms@edgegpu"]
-    assert (latency["value"], latency["interval"], latency["status"]) == (2.1, [2.0, 2.2], "ok")
-    assert Context.from_json(latency["context"]) == LATENCY
-    assert Context.from_json(best["metrics"]["val_error_pct"]["context"]) == ERROR
-    assert best["metrics"]["test_error_pct"]["value"] == 31.5
-
-
-def test_without_a_feasible_architecture_the_nearest_is_named(tmp_path: Path) -> None:
-    with RunDirectory.create(tmp_path / "run", config=CONFIG) as run:
-        state = advance(run, begin(), 3, 8, 6)
-        run.write_front(state, Ledger(), recommended=None)
-        found = strict(run.path / "front.json")
-        assert len(table(run.path / "front.csv")) == 1
-    assert (found["front"], found["recommended"], found["hypervolume"]) == ([], None, 0.0)
-    assert found["nearest"]["key"] == "toy:6"
-    assert found["nearest"]["violation"] == pytest.approx((7.1 - 5) / 5)
+        assert found == {"whole": [1, None], "run_id": run.store.meta["run_id"]}
 
 
 @pytest.mark.parametrize("numbers", [(), (3,)])
@@ -283,9 +254,9 @@ def test_a_front_of_nothing_is_still_a_file(tmp_path: Path, numbers: tuple[int, 
     with RunDirectory.create(tmp_path / "run", config=CONFIG) as run:
         state = advance(run, begin(), *numbers) if numbers else begin()
         run.write_archive(state)
-        run.write_front(state, Ledger(), recommended=None)
-        found = strict(run.path / "front.json")
-        assert (found["front"], found["nearest"]) == ([], None)
+        run.write_front(state, {"front": []}, recommended=None)
+        assert strict(run.path / "front.json")["front"] == []
+        assert len(table(run.path / "front.csv")) == 1
         assert table(run.path / "archive.csv")[0][0] == "order"
 
 

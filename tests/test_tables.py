@@ -346,6 +346,12 @@ def _malicious(folder: Path) -> dict[str, tuple[bytes, str]]:
         "new object": (b"\x80\x02cnumpy\nndarray\n)\x81.", "the opcode NEWOBJ"),
         "calling ndarray": (b"\x80\x02cnumpy\nndarray\n)R.", "calling numpy.ndarray"),
         "codec": (b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.", "_codecs.encode"),
+        # a key is hashed, and Python hashes tuples by recursion in C: without the check the process ends here
+        "deep tuple": (b"\x80\x02)" + b"\x85" * 200_000 + b"q\x00}h\x00K\x01s.", "nested more than"),
+        "deep tuple by memory": (
+            b"\x80\x02)q\x00" + b"".join(b"h%c\x85q%c" % (i % 250, (i + 1) % 250) for i in range(100_000)) + b".",
+            "nested more than",
+        ),
         "size that is not there": (
             pickle.dumps(np.arange(3.0), protocol=2).replace(b"K\x03\x85", b"M\xff\xff\x85"),
             "numpy array of shape",
@@ -494,8 +500,8 @@ def test_csv_that_is_none(tmp_path: Path, content: bytes) -> None:
         add(source, tmp_path / "tables")
 
 
-class RecordedNats:
-    """Answers like nats-bench's API object, in the form that it had for cell 0 when it was recorded."""
+class FakeNats:
+    """Answers like nats-bench's API object: written by hand in its form, with the figures of cell 0."""
 
     def __len__(self) -> int:
         return ROWS
@@ -516,9 +522,9 @@ def test_accuracies_from_nats_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     class Package:
         @staticmethod
-        def create(path: str, space: str, *, fast_mode: bool, verbose: bool) -> RecordedNats:
+        def create(path: str, space: str, *, fast_mode: bool, verbose: bool) -> FakeNats:
             asked.append((path, space, fast_mode, verbose))
-            return RecordedNats()
+            return FakeNats()
 
     monkeypatch.setattr(accuracy.optional, "load", lambda module, extra, purpose: Package)
     source = tmp_path / "NATS-tss-v1_0-3ffb9-simple"
@@ -533,11 +539,11 @@ def test_accuracies_from_nats_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_nats_bench_files_that_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Short(RecordedNats):
+    class Short(FakeNats):
         def __len__(self) -> int:
             return 32_768  # the size search space
 
-    class NoAccuracies(RecordedNats):
+    class NoAccuracies(FakeNats):
         def get_more_info(self, index: int, dataset: str, *, hp: str, is_random: bool) -> dict[str, float]:
             return {}
 

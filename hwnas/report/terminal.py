@@ -124,7 +124,18 @@ def sentences(view: RunView) -> list[str]:
     if view.knee not in (None, view.recommended):
         told.append(f"Knee of the front: {_values(view, view.knee)} (query {view.knee + 1}).")
     told.append(f"{int(view.feasible.sum())} of {view.n} evaluated are feasible, {len(view.front)} on the front.")
-    return [*told, *_failures(view), *view.notes, *_ledger(view)]
+    return [*told, *_split(view), *_failures(view), *view.notes, *_ledger(view)]
+
+
+def _split(view: RunView) -> list[str]:
+    """Whoever chooses on test figures has to know that the best of them is too good."""
+    chosen = [known(o.metric).title for o in view.state.objectives if o.metric == "test_error_pct"]
+    if not chosen:
+        return []
+    return [
+        f"Chosen on the test split, for want of validation figures: the best {chosen[0]} of many is optimistic as an "
+        "estimate for new data."
+    ]
 
 
 def _table_title(view: RunView, total: int, shown: int) -> str:
@@ -200,7 +211,7 @@ def _ledger(view: RunView) -> list[str]:
     paid = f"Paid: {ledger.error_queries} error and {ledger.cost_queries} cost queries"
     if ledger.pretraining_labels:
         paid += f", {ledger.pretraining_labels} pretraining labels"
-    return [f"{paid}, {ledger.cpu_s:.1f} CPU s, {ledger.wall_s:.1f} s."]
+    return [f"{paid}, {ledger.cpu_s:.1f} search CPU s, {ledger.wall_s:.1f} s."]
 
 
 def _values(view: RunView, index: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from hwnas.core.measurement import Measurement
 from hwnas.core.metrics import METRICS
 from hwnas.report.view import RunView
 
@@ -16,7 +17,7 @@ def to_json(view: RunView) -> dict[str, Any]:
 
     Keys: schema, finished, evaluations, queries, space, seed, objectives, budgets, feasible, recommended, nearest,
     knee, runner_up, front, hypervolume, failures, ledger, config, command, versions, created. Architectures carry
-    all their measurements with context, interval and status.
+    all their metrics, by column, with unit, source, context, interval and status.
     """
     state = view.state
     return {
@@ -63,11 +64,14 @@ def architecture(view: RunView, index: int) -> dict[str, Any]:
         "arch": view.texts[index],
         "feasible": bool(view.feasible[index]),
         "violation": violation if math.isfinite(violation) else None,
-        "measurements": [
-            {k: v for k, v in row.to_json().items() if k != "architecture"}
-            for row in view.state.archive[index].measurements
-        ],
+        "recommended": index == view.recommended,
+        "metrics": {row.column: _metric(row) for row in view.state.archive[index].measurements},
     }
+
+
+def _metric(row: Measurement) -> dict[str, Any]:
+    told = {key: value for key, value in row.to_json().items() if key != "architecture"}
+    return {**told, "unit": METRICS[row.metric].unit, "source": str(row.context.source)}
 
 
 def plain(value: Any) -> Any:

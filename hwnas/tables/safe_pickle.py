@@ -193,11 +193,87 @@ _LENGTH_BYTES = {
     pickletools.TAKEN_FROM_ARGUMENT8U: 8,
 }
 _STOP, _FRAME, _PUT, _LONG_BINPUT, _GLOBAL, _INST = b".\x95prci"
+_OPCODES = {ord(opcode.code): opcode for opcode in pickletools.opcodes}
+_DEEPEST = 32  # tuples in tuples: Python hashes them by recursion in C, and a deep one ends the process
+
+
+class _Nesting:
+    """How deep the tuples on the unpickler's stack are nested, opcode by opcode, without making them.
+
+    Everything else counts as 0: what cannot be hashed is refused by Python before it looks inside.
+    """
+
+    def __init__(self) -> None:
+        self._stack: list[int | None] = []  # depth of each object; None for a mark
+        self._places: dict[int, int] = {}
+
+    def follow(self, opcode: int, argument: bytes) -> None:
+        """Do to the depths what an opcode does to the objects.
+
+        Raises:
+            _Damaged: It takes more from the stack than there is.
+            _Refused: Something is nested too deeply.
+        """
+        known = _OPCODES[opcode]
+        name, taken, given = known.name, known.stack_before, known.stack_after
+        if name in ("MARK", "POP_MARK"):
+            if name == "MARK":
+                self._stack.append(None)
+            else:
+                self._slice()
+            return
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            place = len(self._places) if name == "MEMOIZE" else _number(argument, text=name == "PUT")
+            self._places[place] = self._top()
+            return
+        if name in ("GET", "BINGET", "LONG_BINGET"):
+            self._stack.append(self._places.get(_number(argument, text=name == "GET"), 0))
+            return
+        depth = 0
+        if pickletools.stackslice in taken:
+            depth = max(self._slice(), default=0)
+            taken = taken[: taken.index(pickletools.markobject)]
+        for _ in taken:
+            depth = max(depth, self._pop())
+        if name.startswith(("TUPLE", "FROZENSET")):
+            depth += 1
+        elif name != "DUP":
+            depth = 0
+        if depth > _DEEPEST:
+            raise _Refused(f"tuples that are nested more than {_DEEPEST} deep")
+        self._stack += [depth] * len(given)
+
+    def _top(self) -> int:
+        if not self._stack or self._stack[-1] is None:
+            raise _Damaged("it keeps an object that is not there")
+        return self._stack[-1]
+
+    def _pop(self) -> int:
+        depth = self._top()
+        self._stack.pop()
+        return depth
+
+    def _slice(self) -> list[int]:
+        taken: list[int] = []
+        while self._stack:
+            depth = self._stack.pop()
+            if depth is None:
+                return taken
+            taken.append(depth)
+        raise _Damaged("it takes objects up to a mark that is not there")
+
+
+def _number(argument: bytes, *, text: bool) -> int:
+    try:
+        return int(argument) if text else int.from_bytes(argument, "little")
+    except ValueError:
+        raise _Damaged(f"{_short(argument.decode(errors='replace'))} is no place in the memory of objects") from None
 
 
 def _walk(data: bytes) -> None:
-    """Refuse what would reserve more memory than the file can fill, and opcodes that are never needed."""
+    """Refuse what would reserve more memory than the file can fill, nest too deeply, or use needless opcodes."""
     here, end = 0, len(data)
+    nesting = _Nesting()
     while True:
         if here >= end:
             raise _Damaged("it ends before its end mark")
@@ -217,6 +293,7 @@ def _walk(data: bytes) -> None:
             raise _Damaged(f"byte {start:,} declares {width:,} bytes, {max(0, end - here + width):,} follow")
         if opcode in (_PUT, _LONG_BINPUT, _FRAME):
             _check_number(data, start, here)
+        nesting.follow(opcode, data[here - width : here] if width <= 20 else b"")
 
 
 def _declared(data: bytes, here: int, width: int, lines: int) -> tuple[int, int]:
