@@ -31,6 +31,7 @@ OTHERS = {
     "optuna-gp": "#e69f00",
     "botorch-qlognehvi": "#cc79a7",
     "syne-tune-morea": "#f0e442",
+    "syne-tune-morea-ranked": "#aa4499",
 }
 ORDER = (*OURS, *OTHERS)
 POINTS = (50, 100, 200)

@@ -141,7 +141,7 @@ def test_one_seed_is_one_search(tables_dir: Path, tmp_path: Path, monkeypatch: p
     assert once["rows"] == again["rows"]
 
 
-@pytest.mark.parametrize(("name", "package"), [("optuna-nsga2", "optuna"), ("syne-tune-morea", "syne_tune")])
+@pytest.mark.parametrize(("name", "package"), [("optuna-nsga2", "optuna"), ("syne-tune-morea-ranked", "syne_tune")])
 @pytest.mark.filterwarnings("ignore")
 def test_a_peer_pays_for_an_architecture_once_and_follows_its_seed(
     tables_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str
