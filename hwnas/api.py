@@ -190,8 +190,12 @@ class Run:
             if on_step is not None:
                 on_step(state, ledger)
 
+        from threadpoolctl import threadpool_limits
+
         try:
-            state = self.search.run(self.state, ledger=self.ledger, on_step=after_step)
+            # the matrices here are small: a second thread that waits for the first costs more than it does
+            with threadpool_limits(1):
+                state = self.search.run(self.state, ledger=self.ledger, on_step=after_step)
             state, made = measure_front(self.assembly, self.search.measure.store, state)
             rows, ledger = self._report_only(state, latest[0])
             ledger = replace(ledger, reported=ledger.reported + made)
@@ -371,7 +375,7 @@ def search(
         seed: Same seed, same result.
         generator: Search method.
         generator_settings: Its settings.
-        batch: Evaluations a step; None leaves it to the generator.
+        batch: At most so many evaluations a step; None leaves it to the generator.
         source: "auto", "table" or "surrogate".
         tables: Folder of tables.
         preset: How carefully a device here is measured on: "quick", "default", "final".

@@ -86,7 +86,9 @@ def search(
         list[str] | None, typer.Option("--set", help="A setting of the generator, KEY=VALUE; repeatable.")
     ] = None,
     queries: Annotated[int | None, typer.Option("--queries", "-n", help="Architectures to evaluate.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Evaluations a step; default: the generator's choice.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="At most so many evaluations a step; default: the generator's choice.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same result.")] = None,
     source: Annotated[
         str | None, typer.Option(help="auto (table where there is one, else surrogate), table or surrogate.")

@@ -47,7 +47,7 @@ class SearchConfig:
         generator_settings: Keywords of the generator: numbers, strings, truth values, lists and tables of them.
         source: "table", "surrogate", or "auto" for a table where there is one.
         tables: Folder of tables; None for the usual places.
-        batch: Evaluations a step; None leaves it to the generator.
+        batch: At most so many evaluations a step; None leaves it to the generator.
         preset: How carefully a device is measured on during the search: "quick", "default", "final".
         wait: Seconds to wait for somebody else who measures on the device.
 

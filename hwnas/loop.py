@@ -27,7 +27,7 @@ class Search:
         space: Where architectures come from.
         generator: Proposes and learns; holds weights.
         measure: Evaluates, stores and counts.
-        batch: Evaluations a step; None leaves it to the generator.
+        batch: At most so many evaluations a step; None leaves it to the generator.
     """
 
     space: SearchSpace
@@ -43,11 +43,12 @@ class Search:
         proposed = self.generator.propose(state, n, rng=state.rng("propose"))
         chosen, rejected = _fresh(proposed, state, self.space, n)
         drawn: Ledger = getattr(self.generator, "drawn", Ledger(generated=len(proposed)))
-        missing = n - len(chosen)
-        if missing:
-            # a generator that runs dry must not end a search that still has a budget
-            chosen += sample_unseen(self.space, missing, state.seen.union(chosen), rng=state.rng("fill"))
-        filled = len(chosen) - (n - missing)
+        filled = 0
+        if not chosen:
+            # fewer than asked for is an answer (the end of a generation); a generator that runs dry must not end a
+            # search that still has a budget
+            chosen = list(sample_unseen(self.space, n, state.seen, rng=state.rng("fill")))
+            filled = len(chosen)
         if not chosen:
             return state, drawn
         rows, paid = self.measure(chosen)

@@ -261,7 +261,7 @@ def test_registry_knows_it_and_refuses_bad_settings() -> None:
     made = registry.generator("agnet-paper", ToySpace(), {"mode": "joint", "epochs": 2})
     assert isinstance(made, AgNetPaper)
     assert made.settings == Settings(mode="joint", epochs=2)
-    with pytest.raises(InvalidSetting, match="mode is one of auto, joint, constrained; got 'both'"):
+    with pytest.raises(InvalidSetting, match="mode wants one of 'auto', 'joint', 'constrained'; got 'both'"):
         registry.generator("agnet-paper", ToySpace(), {"mode": "both"})
     with pytest.raises(InvalidSetting, match=r"alpha is 0\.\.1"):
         registry.generator("agnet-paper", ToySpace(), {"alpha": 2.0})

@@ -23,7 +23,7 @@ class Ledger:
         reported: Queries after the search, for the report only (e.g. the test error of the front).
         generated: Samples drawn from generators.
         rejected: Samples dropped as invalid, known or repeated.
-        filled: Uniform random architectures added because the generator proposed too few.
+        filled: Uniform random architectures evaluated because the generator proposed none.
         cpu_s: CPU seconds of the search process.
         wall_s: Wall seconds.
     """
