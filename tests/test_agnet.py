@@ -53,6 +53,20 @@ class TestWithoutSurrogate(GeneratorSuite):
         return AgNet(space, replace(QUICK, surrogate=False, tune_every=1))
 
 
+class TestByRank(GeneratorSuite):
+    seeds = (0, 1, 2)
+
+    def make(self, space: SearchSpace) -> Generator:
+        return AgNet(space, replace(QUICK, generator=False, acquisition="rank"))
+
+
+class TestUnpaired(GeneratorSuite):
+    learns = False
+
+    def make(self, space: SearchSpace) -> Generator:
+        return AgNet(space, replace(QUICK, generator=False, paired=False))
+
+
 class TestAcquisition:
     @pytest.mark.parametrize("m", [1, 2, 3, 4])
     def test_improvement_is_that_of_many_draws(self, m: int) -> None:
@@ -188,6 +202,32 @@ def test_a_budget_draws_the_search_below_it() -> None:
     assert np.mean(shares) > 0.4, shares  # 15 of the 81 meet it: 0.19 by uniform draws
 
 
+def test_an_unpaired_surrogate_knows_nothing_of_its_architectures() -> None:
+    from scipy.stats import spearmanr
+
+    told: dict[bool, list[float]] = {True: [], False: []}
+    cells = list(every(ToySpace()))
+    truth = np.array([ToyEvaluator().truth(a, "val_error_pct") for a in cells])
+    known = np.isfinite(truth)
+    for paired in told:
+        for seed in range(3):
+            generator = AgNet(ToySpace(), replace(QUICK, generator=False, paired=paired))
+            _search(SearchState("toy", (ERROR, LATENCY), queries=32, seed=seed), generator)
+            told[paired].append(spearmanr(generator._surrogate.predict(cells).mean[known, 0], truth[known]).statistic)
+    assert min(told[True]) > 0.8, told
+    assert abs(np.mean(told[False])) < 0.4, told
+
+
+def test_choosing_by_rank_prefers_what_meets_the_budget() -> None:
+    budget = (Constraint("latency_ms", 1.55, DEVICE),)
+    shares = []
+    for seed in (0, 1, 2):
+        generator = AgNet(ToySpace(), replace(QUICK, generator=False, acquisition="rank"))
+        state = _search(SearchState("toy", (ERROR, LATENCY), budget, queries=24, seed=seed), generator)
+        shares.append(float((state.violations[8:] == 0).mean()))
+    assert np.mean(shares) > 0.4, shares  # 15 of the 81 meet it: 0.19 by uniform draws
+
+
 def test_three_objectives_beat_uniform_draws() -> None:
     space, objectives = ToySpace(), (ERROR, LATENCY, ENERGY)
     rows = ToyEvaluator().evaluate(list(every(space)), [(o.metric, o.device) for o in objectives])
@@ -242,9 +282,9 @@ def test_on_cells_it_continues_to_the_same_proposals() -> None:
 
 
 def test_the_registry_knows_it_and_refuses_what_it_does_not_have() -> None:
-    made = registry.generator("agnet", ToySpace(), {"batch": 2, "ranking": 0.1})
+    made = registry.generator("agnet", ToySpace(), {"batch": 2, "ranking": 0.1, "blocks": ["code"], "paired": False})
     assert isinstance(made, AgNet)
-    assert made.settings.batch == 2
+    assert made.settings == Settings(batch=2, ranking=0.1, blocks=("code",), paired=False)
     assert agnet(ToySpace()).settings == Settings()
     with pytest.raises(InvalidSetting, match="beam"):
         registry.generator("agnet", ToySpace(), {"beam": 2})

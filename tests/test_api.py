@@ -155,7 +155,7 @@ def test_bad_input_is_refused_before_anything_is_written(
     [
         ("agnet", {"initial": "x"}, "initial wants a whole number; got 'x'"),
         ("agnet", {"ranking": True}, "ranking wants a number; got True"),
-        ("agnet", {"acquisition": "luck"}, "acquisition wants one of 'ehvi', 'mean'; got 'luck'"),
+        ("agnet", {"acquisition": "luck"}, "acquisition wants one of 'ehvi', 'mean', 'rank'; got 'luck'"),
         ("agnet", {"surrogate": 1}, "surrogate wants true or false; got 1"),
         ("evolution", {"population": 3.5}, "population wants a whole number; got 3.5"),
         ("nsga2", {"mutation": "much"}, "mutation wants a number or nothing; got 'much'"),

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_ndtr
 
-from hwnas.core import target
+from hwnas.core import pareto, target
 from hwnas.core.architecture import Architecture
 from hwnas.core.ledger import Ledger
 from hwnas.core.objective import Constraint, Objective
@@ -46,8 +46,12 @@ class Settings:
         initial: Uniform evaluations before the first prediction.
         batch: Evaluations in each later step.
         surrogate: Whether a surrogate chooses; without it the generator's own samples are evaluated as they come.
+        paired: Whether the surrogate is trained on the architectures that it describes. Without it losses are handed
+            to it in another order, as the paper's targets are drawn independently of what they are paired with: it
+            then knows how losses are distributed, and no more.
         generator: Whether the pool has samples of the decoder; without it their share is drawn uniformly.
-        acquisition: "ehvi" looks for improvement in expectation, "mean" believes the surrogate's means.
+        acquisition: "ehvi" looks for improvement in expectation, "mean" believes the surrogate's means, "rank" orders
+            the means as measurements are ordered (violation, Pareto rank, crowding), whatever was found before.
         generated: Decoder samples in the pool.
         uniform: Uniform samples in the pool.
         neighbours: At most so many one-step neighbours of the front in the pool.
@@ -68,8 +72,9 @@ class Settings:
     initial: int = 16
     batch: int = 4
     surrogate: bool = True
+    paired: bool = True
     generator: bool = True
-    acquisition: Literal["ehvi", "mean"] = "ehvi"
+    acquisition: Literal["ehvi", "mean", "rank"] = "ehvi"
     generated: int = 500
     uniform: int = 500
     neighbours: int = 800
@@ -96,8 +101,8 @@ class Settings:
         for name in ("reference", "exploit", "floor"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is in 0..1, got {getattr(self, name)}")
-        if self.acquisition not in ("ehvi", "mean"):
-            raise ValueError(f"acquisition is 'ehvi' or 'mean', got {self.acquisition!r}")
+        if self.acquisition not in ("ehvi", "mean", "rank"):
+            raise ValueError(f"acquisition is 'ehvi', 'mean' or 'rank', got {self.acquisition!r}")
         if not self.blocks or any(block not in BLOCKS for block in self.blocks):
             raise ValueError(f"blocks are some of {BLOCKS}, got {self.blocks}")
 
@@ -150,7 +155,7 @@ class AgNet:
         if len(pool) <= n:
             return pool
         goal = _Goal.of(state)
-        self._surrogate.condition(state.architectures, goal.losses)
+        self._surrogate.condition(state.architectures, self._taught(goal.losses, rng))
         chooser = _Chooser(self.settings, goal, self._surrogate.posterior(pool), len(uniform))
         return [pool[i] for i in chooser.choose(n)]
 
@@ -160,7 +165,7 @@ class AgNet:
             return
         asked = self.settings
         if asked.surrogate and (state.step <= _EARLY or state.step % asked.refit == 0):
-            self._surrogate.fit(state.architectures, _Goal.of(state).losses, rng=rng)
+            self._surrogate.fit(state.architectures, self._taught(_Goal.of(state).losses, rng), rng=rng)
         if asked.generator and state.step % asked.tune_every == 0:
             self._sampler.tune(
                 state.architectures, target.weights(state), asked.tune_steps, uniform=asked.floor, rng=rng
@@ -174,6 +179,10 @@ class AgNet:
         self._surrogate.set_hyper_parameters(saved["surrogate"])
         if saved["sampler"] is not None:
             self._sampler.load_state_dict(saved["sampler"])
+
+    def _taught(self, losses: Floats, rng: np.random.Generator) -> Floats:
+        """The losses that the surrogate is told the architectures have: theirs, where it is paired."""
+        return losses if self.settings.paired else np.asarray(rng.permutation(losses))
 
     def _ready(self, state: SearchState) -> bool:
         """Whether there is enough to learn from."""
@@ -266,6 +275,8 @@ class _Chooser:
 
     def choose(self, n: int) -> list[int]:
         """Rows of the pool, best first."""
+        if self._settings.acquisition == "rank":
+            return [int(row) for row in self._ranked()[:n]]
         open_ = np.ones(len(self._posterior.mean), dtype=np.bool_)
         chosen: list[int] = []
         for turn in range(min(n, len(open_))):
@@ -275,6 +286,13 @@ class _Chooser:
             open_[row] = False
             self._believe(row)
         return chosen
+
+    def _ranked(self) -> NDArray[np.int64]:
+        """The pool in the order that measurements with the predicted means would have."""
+        mean = self._posterior.mean
+        over = [np.maximum(mean[:, column] - bound, 0.0) / (abs(bound) or 1.0) for column, bound in self._goal.bounds]
+        violations = np.sum(over, axis=0) if over else None
+        return pareto.order(mean[:, : self._goal.objectives], violations)
 
     def _for_first(self, turn: int) -> bool:
         """Whether this turn is for the first objective within the budgets alone."""
@@ -342,11 +360,15 @@ def agnet(
     initial: int = 16,
     batch: int = 4,
     surrogate: bool = True,
+    paired: bool = True,
     generator: bool = True,
-    acquisition: Literal["ehvi", "mean"] = "ehvi",
+    acquisition: Literal["ehvi", "mean", "rank"] = "ehvi",
+    neighbours: int = 800,
+    blocks: Sequence[str] = ("code", "shape"),
     ranking: float = 0.0,
     reference: float = 0.5,
     exploit: float = 0.5,
+    tune_steps: int = 10,
 ) -> AgNet:
     """Factory of the registry; for the settings see `Settings`, which has all of them."""
     return AgNet(
@@ -355,10 +377,14 @@ def agnet(
             initial=initial,
             batch=batch,
             surrogate=surrogate,
+            paired=paired,
             generator=generator,
             acquisition=acquisition,
+            neighbours=neighbours,
+            blocks=tuple(blocks),
             ranking=ranking,
             reference=reference,
             exploit=exploit,
+            tune_steps=tune_steps,
         ),
     )
