@@ -1,13 +1,14 @@
 """Search quality per evaluation, on the real tables: our generators and the peers in one run.
 
-    HWNAS_TABLES=DIR python benchmarks/search_quality.py --out results            # all tasks, 5 seeds
+    HWNAS_TABLES=DIR python benchmarks/search_quality.py --out results            # everything, hours
     HWNAS_TABLES=DIR python benchmarks/search_quality.py --out results --quick    # a few minutes
-    HWNAS_TABLES=DIR python benchmarks/search_quality.py --out results --protocol budget
     HWNAS_TABLES=DIR python benchmarks/search_quality.py --out results --report docs/benchmarks
 
-Peers need `pip install '.[bench]'`, Syne Tune's besides `pip install --no-deps syne-tune dill` (its dependencies would
-bring a CUDA library that nothing here uses). Optuna's GP sampler and BoTorch take minutes a search and run on six tasks
-with two seeds, last; under a budget only what knows constraints runs.
+Three protocols, all run by default: `front` (error and latency, 18 tasks), `budget` (one latency limit, five devices)
+and `single` (error alone, three data sets). Peers need `pip install '.[bench]'`, Syne Tune's besides `pip install
+--no-deps syne-tune dill` (its dependencies would bring a CUDA library that nothing here uses). What is cheap has many
+seeds, `agnet` 10 and `agnet-paper` 5; Optuna's GP sampler and BoTorch take minutes a search and run on six tasks with
+two seeds, last. Under a budget only what knows constraints runs.
 
 Each search is one file in the results folder, written when it ends; finished ones are skipped, so a stopped run goes
 on where it was. All files together are also written as results.parquet. Settings of our methods were chosen on CIFAR-10
@@ -22,7 +23,8 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two t
 
 import numpy as np
 from peers import NO_BUDGET, PEERS, SLOW, run_peer
-from quality_tasks import Task, all_tasks, load_task
+from quality_tasks import DATASETS, Floats, Task, all_tasks, load_error, load_task, searched
 
 import hwnas
 from hwnas import registry
@@ -61,13 +63,30 @@ SLOW_TASKS = (
     "ImageNet16-120/fpga",
     "ImageNet16-120/edgetpu",
 )
-SLOW_SEEDS = 2
+SEEDS = {"front": 30, "budget": 10, "single": 20}
+FEWER_SEEDS = {
+    "front": {"agnet": 10, "agnet-paper": 5, **dict.fromkeys(SLOW, 2)},
+    "budget": {"agnet-paper": 5, **dict.fromkeys(SLOW, 2)},
+    "single": {},
+}
 
 # latency limits in ms on ImageNet16-120; original AG-Net: best feasible test accuracy after 192 queries, its own code
 # on the same tables, mean of two seeds
 BUDGETS = {"edgegpu": 5.0, "raspi4": 3.095, "fpga": 0.7515, "pixel3": 1.521, "eyeriss": 0.976}
 ORIGINAL = {"edgegpu": 44.22, "raspi4": 38.70, "fpga": 38.17, "pixel3": 39.53, "eyeriss": 43.43}
 BUDGET_QUERIES = 192
+
+# error alone: mean test accuracy of five seeds of GraphPNAS (arXiv 2211.15155, its own logs) after 100 evaluations,
+# chosen on validation
+SINGLE = ("random", "evolution", "eda", "agnet")
+GRAPHPNAS = {"cifar10": 94.34, "cifar100": 73.35, "ImageNet16-120": 46.50}
+SINGLE_QUERIES = 100
+
+TASKS: Mapping[str, Sequence[str]] = {
+    "front": tuple(all_tasks()),
+    "budget": tuple(f"ImageNet16-120/{device}" for device in BUDGETS),
+    "single": DATASETS,
+}
 
 
 class Bench:
@@ -87,6 +106,10 @@ class Bench:
             self._tasks[name] = load_task(self.tables, name)
         return self._tasks[name]
 
+    def error(self, dataset: str, metric: str) -> Floats:
+        """Error in % of all cells."""
+        return load_error(self.tables, dataset, metric)
+
     def rows(self, architectures: Sequence[Architecture]) -> list[int]:
         return [self.row[self.space.format(a)] for a in architectures]
 
@@ -95,15 +118,19 @@ class Bench:
 
 
 def search_ours(
-    bench: Bench, task: Task, name: str, seed: int, queries: int, limit: float | None
+    bench: Bench,
+    dataset: str,
+    objectives: tuple[Objective, ...],
+    budgets: tuple[Constraint, ...],
+    name: str,
+    seed: int,
+    queries: int,
+    settings: Mapping[str, Any] | None = None,
 ) -> tuple[list[int], dict[str, Any]]:
     """One search through hwnas's own loop; the rows of the table in the order in which they were paid for."""
-    metric = "val_error_pct" if task.dataset == "cifar10" else "test_error_pct"
-    objectives = (Objective(metric), Objective("latency_ms", task.device))
-    budgets = () if limit is None else (Constraint("latency_ms", limit, task.device),)
-    evaluator = TableEvaluator(bench.tables, bench.space, task.dataset)
+    evaluator = TableEvaluator(bench.tables, bench.space, dataset)
     plan = tuple(((o.metric, o.device), evaluator) for o in objectives)
-    generator = registry.generator(name, bench.space)
+    generator = registry.generator(name, bench.space, settings)
     told: list[Ledger] = []
     pools: list[Any] = []
 
@@ -141,29 +168,43 @@ def search_peer(
     return rows, {"asked": asked}
 
 
-def run_one(bench: Bench, protocol: str, name: str, method: str, seed: int, queries: int) -> dict[str, Any]:
-    """One search with its figures as plain values."""
+def run_one(
+    bench: Bench,
+    protocol: str,
+    name: str,
+    method: str,
+    seed: int,
+    queries: int,
+    *,
+    limit: float | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """One search with its figures as plain values.
+
+    Args:
+        bench: Tables.
+        protocol: "front", "budget" or "single".
+        name: The task; of "single" a data set.
+        method: One of `METHODS`.
+        seed: Of the search.
+        queries: Evaluations.
+        limit: Latency budget in ms of "budget".
+        settings: Of a generator of ours.
+    """
+    if protocol == "single":
+        return _run_single(bench, name, method, seed, queries, settings)
     task = bench.task(name)
-    # the limits are values of the tables: eyeriss stores its 0.976 as 0.9760000000000002, which meets the budget
-    limit = BUDGETS[task.device] * (1 + 1e-9) if protocol == "budget" else None
-    searcher: Callable[..., tuple[list[int], dict[str, Any]]]
-    searcher = search_peer if method in PEERS else search_ours
     start = time.process_time()
-    rows, more = searcher(bench, task, method, seed, queries, limit)
+    if method in PEERS:
+        rows, more = search_peer(bench, task, method, seed, queries, limit)
+    else:
+        objectives = (Objective(searched(task.dataset)), Objective("latency_ms", task.device))
+        budgets = () if limit is None else (Constraint("latency_ms", limit, task.device),)
+        rows, more = search_ours(bench, task.dataset, objectives, budgets, method, seed, queries, settings)
     cpu = time.process_time() - start
     more["rank_correlations"] = [rank_correlations(bench, task, pool) for pool in more.pop("pools", [])]
-    record: dict[str, Any] = {
-        "protocol": protocol,
-        "task": name,
-        "method": method,
-        "seed": seed,
-        "queries": len(rows),
-        "cpu_s": cpu,
-        "gaps": [float(x) for x in task.gaps(rows)],
-        "rows": [int(x) for x in rows],
-        "versions": versions(),
-        **more,
-    }
+    record = _record(protocol, name, method, seed, rows, cpu) | more
+    record["gaps"] = [float(x) for x in task.gaps(rows)]
     for n in POINTS:
         if n <= queries:  # a peer that stopped earlier is judged by what it had
             record |= {
@@ -176,6 +217,38 @@ def run_one(bench: Bench, protocol: str, name: str, method: str, seed: int, quer
         record["best_accuracy"] = 100.0 - task.best_below(rows, limit)
         record["optimum"] = 100.0 - task.best_below(range(len(task.error)), limit)
     return record
+
+
+def _run_single(
+    bench: Bench, dataset: str, method: str, seed: int, queries: int, settings: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """A search for accuracy alone: what the best by the searched split has on test, and when the optimum was met."""
+    start = time.process_time()
+    objectives = (Objective(searched(dataset)),)
+    rows, more = search_ours(bench, dataset, objectives, (), method, seed, queries, settings)
+    cpu = time.process_time() - start
+    del more["pools"]
+    error, test = bench.error(dataset, searched(dataset)), bench.error(dataset, "test_error_pct")
+    found = np.minimum.accumulate(error[rows])
+    optimal = np.flatnonzero(found == error.min())
+    record = _record("single", dataset, method, seed, rows, cpu) | more
+    record["best_accuracies"] = [float(100 - x) for x in found]
+    record["test_accuracy"] = float(100 - test[rows[int(error[rows[:SINGLE_QUERIES]].argmin())]])
+    record["to_optimum"] = int(optimal[0]) + 1 if len(optimal) else None
+    return record
+
+
+def _record(protocol: str, name: str, method: str, seed: int, rows: Sequence[int], cpu: float) -> dict[str, Any]:
+    return {
+        "protocol": protocol,
+        "task": name,
+        "method": method,
+        "seed": seed,
+        "queries": len(rows),
+        "cpu_s": cpu,
+        "rows": [int(x) for x in rows],
+        "versions": versions(),
+    }
 
 
 def versions() -> dict[str, str]:
@@ -207,28 +280,54 @@ def write_parquet(folder: Path) -> Path:
     return folder / "results.parquet"
 
 
-def plan(options: argparse.Namespace) -> Iterator[tuple[str, str, int, int]]:
-    """(task, method, seed, queries) of every search that was asked for; tasks innermost, so that early results cover
-    all of them, slow methods last."""
-    budget = options.protocol == "budget"
-    tasks = [f"ImageNet16-120/{device}" for device in BUDGETS] if budget else all_tasks()
-    if options.quick:
-        tasks = [task for task in tasks if task in QUICK] or tasks[:1]
-    if options.tasks:
-        tasks = options.tasks.split(",")
-    seeds = parse_seeds(options.seeds or ("0-1" if options.quick else "0-4"))
-    queries = BUDGET_QUERIES if budget else options.queries
-    methods = options.generators.split(",") if options.generators else QUICK_METHODS if options.quick else METHODS
-    if budget:
-        methods = [method for method in methods if method not in NO_BUDGET]
+def plan(options: argparse.Namespace) -> Iterator[tuple[str, str, str, int, int]]:
+    """(protocol, task, method, seed, queries) of every search that was asked for; tasks innermost, so that early
+    results cover all of them, slow methods last."""
+    protocols = tuple(SEEDS) if options.protocol == "all" else (options.protocol,)
     for slow in (False, True):
-        for i, seed in enumerate(seeds):
-            for method in methods:
-                if (method in SLOW) is not slow or (slow and i >= SLOW_SEEDS):
-                    continue
-                for task in tasks:
-                    if not slow or budget or options.tasks or task in SLOW_TASKS:
-                        yield task, method, seed, queries
+        for protocol in protocols:
+            for task, method, seed, queries in _plan(options, protocol):
+                if (method in SLOW) is slow:
+                    yield protocol, task, method, seed, queries
+
+
+def _plan(options: argparse.Namespace, protocol: str) -> Iterator[tuple[str, str, int, int]]:
+    """The same of one protocol."""
+    tasks = TASKS[protocol]
+    slow_tasks = SLOW_TASKS if protocol == "front" else tasks
+    if options.quick and protocol != "single":
+        tasks = tuple(task for task in tasks if task in QUICK)
+    if options.tasks:
+        tasks = slow_tasks = tuple(task for task in tasks if task in options.tasks.split(","))
+    seeds = parse_seeds(options.seeds) if options.seeds else list(range(2 if options.quick else SEEDS[protocol]))
+    queries = BUDGET_QUERIES if protocol == "budget" else options.queries
+    methods = options.generators.split(",") if options.generators else QUICK_METHODS if options.quick else METHODS
+    for i, seed in enumerate(seeds):
+        for method in methods:
+            few = len(seeds) if options.seeds else FEWER_SEEDS[protocol].get(method, len(seeds))
+            left_out = (protocol == "budget" and method in NO_BUDGET) or (protocol == "single" and method not in SINGLE)
+            if i < few and not left_out:
+                for task in slow_tasks if method in SLOW else tasks:
+                    yield task, method, seed, queries
+
+
+def limit_of(protocol: str, task: str) -> float | None:
+    """The latency budget in ms; None for none."""
+    if protocol != "budget":
+        return None
+    # the limits are values of the tables: eyeriss stores its 0.976 as 0.9760000000000002, which meets the budget
+    return BUDGETS[task.partition("/")[2]] * (1 + 1e-9)
+
+
+def stored(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+    """Make a record and write it, whole or not at all; None where it is there already."""
+    if path.exists():
+        return None
+    record = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".part").write_text(json.dumps(record))
+    path.with_suffix(".part").rename(path)
+    return record
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -243,10 +342,10 @@ def parse_seeds(text: str) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="results folder")
-    parser.add_argument("--protocol", choices=("front", "budget"), default="front")
+    parser.add_argument("--protocol", choices=("all", *SEEDS), default="all")
     parser.add_argument("--tables", help="folder of Parquet tables; default HWNAS_TABLES")
     parser.add_argument("--tasks", help="e.g. cifar10/edgegpu,cifar100/fpga; default all")
-    parser.add_argument("--seeds", help="e.g. 0-4; default 0-4")
+    parser.add_argument("--seeds", help="e.g. 0-4; default each protocol's own, see above")
     parser.add_argument("--generators", help="by commas; default all: " + ", ".join(METHODS))
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--quick", action="store_true", help="three tasks, two seeds, nothing that takes minutes")
@@ -257,20 +356,26 @@ def main() -> None:
 
         write_report(read(options.out), options.report, Bench(options.tables))
         return
+    unknown = set((options.tasks or "").split(",")) - {"", *(task for tasks in TASKS.values() for task in tasks)}
+    if unknown:
+        raise SystemExit(f"no such task: {', '.join(sorted(unknown))}. Known: {', '.join((*all_tasks(), *DATASETS))}")
     bench = Bench(options.tables)
-    (options.out / "searches").mkdir(parents=True, exist_ok=True)
-    for task, method, seed, queries in plan(options):
-        name = f"{options.protocol}-{task}-{method}-{seed}-{queries}".replace("/", "_").replace(":", "_")
-        path = options.out / "searches" / f"{name}.json"
-        if path.exists():
-            continue
-        record = run_one(bench, options.protocol, task, method, seed, queries)
-        path.with_suffix(".part").write_text(json.dumps(record))
-        path.with_suffix(".part").rename(path)
-        shown = "  ".join(f"{record[f'gap_{n}']:.3f}" for n in POINTS if f"gap_{n}" in record)
-        best = f"  accuracy {record['best_accuracy']:.2f}" if "best_accuracy" in record else ""
-        print(f"{method:14} {task:24} seed {seed}  gap {shown}{best}  {record['cpu_s']:.1f} CPU s", flush=True)
+    for protocol, task, method, seed, queries in plan(options):
+        name = f"{protocol}-{task}-{method}-{seed}-{queries}".replace("/", "_").replace(":", "_")
+        make = partial(run_one, bench, protocol, task, method, seed, queries, limit=limit_of(protocol, task))
+        record = stored(options.out / "searches" / f"{name}.json", make)
+        if record is not None:
+            print(f"{method:14} {task:24} seed {seed}  {told(record)}  {record['cpu_s']:.1f} CPU s", flush=True)
     print(write_parquet(options.out))
+
+
+def told(record: Mapping[str, Any]) -> str:
+    """A search in a few words."""
+    words = ["gap", *(f"{record[f'gap_{n}']:.3f}" for n in POINTS if f"gap_{n}" in record)]
+    words += [f"accuracy {record['best_accuracy']:.2f}"] if "best_accuracy" in record else []
+    if record["protocol"] == "single":
+        words = [f"test {record['test_accuracy']:.2f}, optimum after {record['to_optimum'] or 'more'}"]
+    return "  ".join(words)
 
 
 if __name__ == "__main__":
