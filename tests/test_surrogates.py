@@ -19,9 +19,10 @@ from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Measurement, Source, Status
 from hwnas.core.protocols import SearchSpace
 from hwnas.errors import InvalidTable, UnknownName
-from hwnas.evaluators.surrogate import Profile, SurrogateEvaluator, find_profiles
+from hwnas.evaluators.surrogate import SurrogateEvaluator
 from hwnas.seeding import stream
 from hwnas.spaces.nb201 import NasBench201
+from hwnas.surrogates import Profile, find_profiles
 from hwnas.tables.folder import Tables
 from hwnas.tables.schema import ACCURACY, HARDWARE, accuracy_column, hardware_column
 from hwnas.testing.evaluators import EvaluatorSuite
