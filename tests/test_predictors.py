@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import itertools
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.optimize import check_grad
 from scipy.stats import kendalltau
 
 from hwnas.core.architecture import Architecture
 from hwnas.core.graph import ArchGraph
 from hwnas.core.protocols import Predictor
+from hwnas.evaluators.measured import LatencyModel
+from hwnas.evaluators.surrogate import SurrogateEvaluator
+from hwnas.predictors.compression import Compression
+from hwnas.predictors.costs import KnownCosts
 from hwnas.predictors.encoding import BLOCKS, Encoder, structure
-from hwnas.predictors.gp import GaussianProcess, Head, ranking_loss
+from hwnas.predictors.gp import Distances, GaussianProcess, Head, Kernel, ranking_loss
+from hwnas.predictors.latency import LatencyPredictor
 from hwnas.spaces.codes import every, sample
 from hwnas.spaces.nb201 import NasBench201
 from hwnas.testing.toy import ToyEvaluator, ToySpace
@@ -152,7 +160,7 @@ class TestGaussianProcess:
 
     def test_leaving_one_out_is_refitting_without_it(self, encoder: Encoder) -> None:
         process, known, losses = self.fitted(encoder)
-        predicted, targets = process.leave_one_out()[0]
+        predicted, deviations, targets = process.leave_one_out()[0]
         assert targets == pytest.approx(losses[:, 0])
         gram = kernel_matrix(process, known, known) + np.exp(process.heads[0].theta[-1]) * np.eye(len(known))
         centre = losses[:, 0].mean()
@@ -160,15 +168,21 @@ class TestGaussianProcess:
             rest = np.delete(np.arange(len(known)), i)
             own = gram[i, rest] @ np.linalg.solve(gram[np.ix_(rest, rest)], losses[rest, 0] - centre) + centre
             assert predicted[i] == pytest.approx(own, abs=0.01 * losses[:, 0].std())
+            left = gram[i, i] - gram[i, rest] @ np.linalg.solve(gram[np.ix_(rest, rest)], gram[rest, i])
+            assert deviations[i] == pytest.approx(np.sqrt(left) * losses[:, 0].std(), rel=0.02)
 
+    @pytest.mark.parametrize("costs", [False, True])
     @pytest.mark.parametrize("ranking", [0.0, 0.7])
-    def test_gradients_are_those_of_differences(self, encoder: Encoder, ranking: float) -> None:
+    def test_gradients_are_those_of_differences(self, encoder: Encoder, ranking: float, costs: bool) -> None:
         known = cells(15)
-        x = encoder(known)
-        distances = GaussianProcess(encoder).kernel.distances(x.astype(float), x.astype(float))
+        kernel = Kernel(encoder, ("code", "shape"))
+        kernel.costs = KnownCosts.of(SPACE, "cifar10", without=["edgegpu"]) if costs else None
+        rows = kernel.features(known)
+        single = kernel.distances(rows, rows)
+        distances = Distances(*(tuple(part.astype(float) for part in kind) for kind in (single.blocks, single.linear)))
         y = smooth(encoder, known)[:, 0]
         y = (y - y.mean()) / y.std()
-        head = Head(2, ranking)
+        head = Head(2, ranking, costs=costs)
         for seed in range(3):
             theta = head.theta + 0.5 * np.random.default_rng(seed).standard_normal(len(head.theta))
             error = check_grad(
@@ -256,3 +270,168 @@ def test_ranking_loss_counts_wrong_pairs_and_has_the_right_gradient() -> None:
     shift = 1e-6 * np.eye(4)
     differences = [(ranking_loss(at + d, truth)[0] - ranking_loss(at - d, truth)[0]) / 2e-6 for d in shift]
     assert gradient == pytest.approx(differences, abs=1e-6)
+
+
+class TestKnownCosts:
+    def test_the_device_itself_is_never_asked(self) -> None:
+        known = KnownCosts.of(SPACE, "cifar10", without=["edgegpu", None])
+        assert sorted(known.devices) == ["edgetpu", "eyeriss", "fpga", "pixel3", "raspi4"]
+
+    def test_counts_are_known_where_no_device_is(self, tmp_path: Path) -> None:
+        for space, known in (
+            (ToySpace(), KnownCosts.of(ToySpace(), ToySpace().datasets[0], without=[])),
+            (SPACE, KnownCosts.of(SPACE, "cifar10", without=[], folder=tmp_path)),
+        ):
+            assert known.devices == ()
+            some = sample(space, 40, rng=np.random.default_rng(0))
+            macs = [space.complexity(a, space.datasets[0])["macs_m"] for a in some]
+            assert np.corrcoef(known(some)[:, 1], macs)[0, 1] == pytest.approx(1.0, abs=1e-5)
+
+    def test_two_uniform_cells_are_one_apart(self) -> None:
+        known = KnownCosts.of(SPACE, "cifar10", without=["edgegpu"])
+        assert 2 * known(cells(800, seed=3)).var(axis=0).sum() == pytest.approx(1.0, rel=0.15)
+
+    def test_order_and_company_do_not_matter(self) -> None:
+        """Else a resumed search, which has predicted nothing yet, would go another way."""
+        known = KnownCosts.of(SPACE, "cifar10", without=["edgegpu"])
+        again = KnownCosts.of(SPACE, "cifar10", without=["edgegpu"])
+        many = cells(700)
+        alone = np.concatenate([again([a]) for a in many[:40]])
+        assert np.array_equal(known(many)[:40], alone)
+        assert np.array_equal(known(many[::-1])[::-1][:40], alone)
+        assert known([]).shape == (0, 7)
+
+    def test_features_are_the_surrogates_answers(self) -> None:
+        known = KnownCosts.of(SPACE, "ImageNet16-120", without=["raspi4", "edgetpu", "pixel3", "eyeriss", "fpga"])
+        assert known.devices == ("edgegpu",)
+        some = cells(50)
+        context = [("latency_ms", "edgegpu")]
+        told = [row.value for row in SurrogateEvaluator(SPACE, "ImageNet16-120").evaluate(some, context)]
+        assert np.corrcoef(known(some)[:, 2], told)[0, 1] == pytest.approx(1.0, abs=1e-5)
+
+    def test_a_cost_of_a_known_kind_needs_few_measurements(self, encoder: Encoder) -> None:
+        """A device whose latency is a sum of others' is known after ten measurements, and not without them."""
+        known = KnownCosts.of(SPACE, "cifar10", without=["edgegpu"])
+        some, new = cells(10), cells(300, seed=5)
+        weights = np.array([0.0, 1.0, 1.0, 2.0, 0.5, 1.0, 3.0])
+        wanted = 4 + known(new) @ weights
+        taus = []
+        for lent in (False, True):
+            process = GaussianProcess(encoder)
+            if lent:
+                process.lend(known, [1])
+            losses = np.column_stack((smooth(encoder, some)[:, 0], 4 + known(some) @ weights))
+            process.fit(some, losses, rng=np.random.default_rng(0))
+            taus.append(kendalltau(process.predict(new).mean[:, 1], wanted).statistic)
+        assert taus[1] > 0.9 > taus[0] + 0.1
+
+    def test_errors_do_not_feel_them(self, encoder: Encoder) -> None:
+        known = KnownCosts.of(SPACE, "cifar10", without=["edgegpu"])
+        some, losses = cells(30), smooth(encoder, cells(30))
+        plain, lent = GaussianProcess(encoder), GaussianProcess(encoder)
+        lent.lend(known, [1])
+        for process in (plain, lent):
+            process.fit(some, losses, rng=np.random.default_rng(0))
+        new = cells(50, seed=4)
+        assert np.array_equal(plain.predict(new).mean[:, 0], lent.predict(new).mean[:, 0])
+        assert not np.allclose(plain.predict(new).mean[:, 1], lent.predict(new).mean[:, 1])
+
+    def test_hyper_parameters_come_back(self, encoder: Encoder) -> None:
+        known = KnownCosts.of(SPACE, "cifar10", without=["edgegpu"])
+        some, losses = cells(30), smooth(encoder, cells(30))
+        first, second = GaussianProcess(encoder), GaussianProcess(encoder)
+        first.lend(known, [1])
+        first.fit(some, losses, rng=np.random.default_rng(0))
+        second.set_hyper_parameters(first.hyper_parameters())
+        second.lend(known, [1])
+        second.condition(some, losses)
+        new = cells(50, seed=4)
+        assert np.array_equal(first.predict(new).mean, second.predict(new).mean)
+
+
+class TestCompression:
+    @given(
+        st.lists(st.floats(-1e3, 1e3, allow_nan=False), min_size=1, max_size=40),
+        st.floats(0, 1),
+        st.lists(st.floats(-1e4, 1e4, allow_nan=False), min_size=2, max_size=20),
+    )
+    def test_order_is_kept_and_the_good_part_as_it_is(
+        self, known: list[float], quantile: float, values: list[float]
+    ) -> None:
+        compress = Compression.of(np.array(known), quantile)
+        ordered = np.sort(values)
+        shown = compress(ordered)
+        assert (np.diff(shown) >= 0).all()
+        good = ordered <= compress.pivot
+        assert np.array_equal(shown[good], ordered[good])
+        assert (shown <= ordered + 1e-9).all()
+
+    def test_the_formula(self) -> None:
+        compress = Compression.of(np.array([8.0, 9.0, 10.0, 90.0, np.nan, 10.0]), 0.5)
+        assert (compress.pivot, compress.scale) == (10.0, 2.0)
+        assert compress(np.array([9.5, 90.0, np.nan])) == pytest.approx([9.5, 10 + 2 * np.log(41), np.nan], nan_ok=True)
+
+    @pytest.mark.parametrize("losses", [[], [np.nan], [3.0], [3.0, 3.0]])
+    def test_little_to_go_by(self, losses: list[float]) -> None:
+        compress = Compression.of(np.array(losses), 0.5)
+        assert compress(np.array([3.0])) == pytest.approx([3.0])
+        assert np.isfinite(compress(np.array([1e6])))
+
+    def test_one_leaves_everything_as_it_is(self) -> None:
+        assert Compression.of(np.array([1.0, 2.0]), 1.0)(np.array([5.0, 1e6])).tolist() == [5.0, 1e6]
+
+    def test_processes_rank_the_good_ones_better(self, encoder: Encoder) -> None:
+        """What it is for: planted errors with a tail a hundred times longer than the differences that count."""
+        some, new = cells(60), cells(400, seed=6)
+        truth = smooth(encoder, [*some, *new])[:, 0]
+        tailed = truth + 80.0 * (truth > np.quantile(truth, 0.8))
+        good = tailed[60:] < np.quantile(tailed, 0.5)
+        taus = []
+        for quantile in (1.0, 0.5):
+            process = GaussianProcess(encoder)
+            losses = Compression.of(tailed[:60], quantile)(tailed[:60])
+            process.fit(some, losses[:, None], rng=np.random.default_rng(0))
+            taus.append(kendalltau(process.predict(new).mean[good, 0], tailed[60:][good]).statistic)
+        assert taus[1] > taus[0] + 0.1
+
+
+class TestLatencyPredictor:
+    """A device that is half a sum of known ones and half its own, measured with 2 % noise."""
+
+    def truth(self, architectures: list[Architecture]) -> np.ndarray:
+        known = KnownCosts.of(SPACE, "cifar10", without=["edgegpu"])(architectures)
+        return 5 + known @ np.array([0.5, 0.0, 0.4, 0.0, 0.3, 0.2, 0.4]) + 0.1 * np.tanh(known[:, 1] * known[:, 3])
+
+    def fitted(self, n: int, seed: int = 0) -> tuple[LatencyPredictor, list[Architecture], np.ndarray]:
+        measured = cells(n, seed=seed)
+        rng = np.random.default_rng(seed)
+        values = self.truth(measured) * (1 + 0.01 * rng.standard_normal(len(measured)))
+        predictor = LatencyPredictor(SPACE, "cifar10", "edgegpu")
+        predictor.fit(measured, values, 0.02 * values)
+        new = [a for a in cells(300, seed=99) if a not in measured]
+        return predictor, new, self.truth(new) * (1 + 0.01 * rng.standard_normal(len(new)))
+
+    def test_it_is_a_latency_model_that_ranks_after_ten_measurements(self) -> None:
+        predictor, new, truth = self.fitted(10)
+        model: LatencyModel = predictor
+        value, low, high = model.interval(new)
+        assert value.shape == low.shape == high.shape == (len(new),)
+        assert ((low <= value) & (value <= high) & (low >= 0)).all()
+        assert kendalltau(value, truth).statistic > 0.8
+
+    def test_intervals_hold_what_they_promise(self) -> None:
+        inside = []
+        for seed in range(6):
+            predictor, new, truth = self.fitted(30, seed)
+            _, low, high = predictor.interval(new)
+            inside.append(np.mean((low <= truth) & (truth <= high)))
+        assert np.mean(inside) > 0.9
+
+    def test_more_measurements_make_them_narrower_and_never_narrower_than_measurements(self) -> None:
+        widths = []
+        for n in (10, 60):
+            predictor, new, _ = self.fitted(n)
+            value, low, high = predictor.interval(new)
+            widths.append(float(np.median(high - low)))
+            assert ((high - value) >= 0.99 * 0.02 * 4).all()
+        assert widths[1] < widths[0]

@@ -21,11 +21,14 @@ from scipy.special import log_ndtr
 from hwnas.core import pareto, target
 from hwnas.core.architecture import Architecture
 from hwnas.core.ledger import Ledger
+from hwnas.core.metrics import FAMILIES, METRICS
 from hwnas.core.objective import Constraint, Objective
 from hwnas.core.protocols import SearchSpace
 from hwnas.core.state import SearchState
 from hwnas.generators.acquisition import chance_below, expected_excess, expected_hypervolume_improvement
 from hwnas.generators.graph_sampler import GraphSampler
+from hwnas.predictors.compression import Compression
+from hwnas.predictors.costs import KnownCosts
 from hwnas.predictors.encoding import BLOCKS, Encoder
 from hwnas.predictors.gp import GaussianProcess, Posterior
 from hwnas.spaces.codes import sample_unseen
@@ -59,6 +62,9 @@ class Settings:
             what is worse in any of them is not looked for. 1 asks for the whole front.
         exploit: With budgets: share of a batch that is chosen for the first objective alone.
         blocks: Blocks of the encoding with a kernel each: "code", "live", "shape".
+        devices: Whether predictions of a device's costs start from the shipped surrogates of other devices.
+        compress: Errors worse than this quantile of those evaluated are compressed before anything is fitted to them;
+            1 compresses none.
         refit: Steps between fits of the surrogate's hyper-parameters (every step at first).
         iterations: L-BFGS steps of a fit.
         ranking: Weight of the surrogate's ranking loss.
@@ -81,6 +87,8 @@ class Settings:
     reference: float = 0.5
     exploit: float = 0.5
     blocks: tuple[str, ...] = ("code", "shape")
+    devices: bool = True
+    compress: float = 0.5
     refit: int = 3
     iterations: int = 8
     ranking: float = 0.0
@@ -98,7 +106,7 @@ class Settings:
         for name in ("neighbours", "tune_steps", "pretrain_steps", "ranking"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is not negative, got {getattr(self, name)}")
-        for name in ("reference", "exploit", "floor"):
+        for name in ("reference", "exploit", "floor", "compress"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is in 0..1, got {getattr(self, name)}")
         if self.acquisition not in ("ehvi", "mean", "rank"):
@@ -121,6 +129,7 @@ class AgNet:
         self.space = space
         self.settings = settings or Settings()
         self.drawn = Ledger()
+        self._lent = False
         self._surrogate = GaussianProcess(
             Encoder(space),
             blocks=self.settings.blocks,
@@ -154,7 +163,7 @@ class AgNet:
         pool = [*uniform, *others]
         if len(pool) <= n:
             return pool
-        goal = _Goal.of(state)
+        goal = self._goal(state)
         self._surrogate.condition(state.architectures, self._taught(goal.losses, rng))
         chooser = _Chooser(self.settings, goal, self._surrogate.posterior(pool), len(uniform))
         return [pool[i] for i in chooser.choose(n)]
@@ -165,7 +174,7 @@ class AgNet:
             return
         asked = self.settings
         if asked.surrogate and (state.step <= _EARLY or state.step % asked.refit == 0):
-            self._surrogate.fit(state.architectures, self._taught(_Goal.of(state).losses, rng), rng=rng)
+            self._surrogate.fit(state.architectures, self._taught(self._goal(state).losses, rng), rng=rng)
         if asked.generator and state.step % asked.tune_every == 0:
             self._sampler.tune(
                 state.architectures, target.weights(state), asked.tune_steps, uniform=asked.floor, rng=rng
@@ -180,6 +189,18 @@ class AgNet:
         if saved["sampler"] is not None:
             self._sampler.load_state_dict(saved["sampler"])
 
+    def _goal(self, state: SearchState) -> _Goal:
+        """What is wanted; the surrogate is told of other devices as soon as it is clear which ones are asked for."""
+        goal = _Goal.of(state, self.settings.compress)
+        if self.settings.devices and not self._lent and goal.costs:
+            contexts = [row.context for evaluation in state.archive for row in evaluation.measurements]
+            targets = {context.device for context in contexts}
+            dataset = next((c.dataset for c in contexts if c.device is not None and c.dataset is not None), None)
+            if dataset in self.space.datasets:
+                self._surrogate.lend(KnownCosts.of(self.space, dataset, without=targets), goal.costs)
+            self._lent = True
+        return goal
+
     def _taught(self, losses: Floats, rng: np.random.Generator) -> Floats:
         """The losses that the surrogate is told the architectures have: theirs, where it is paired."""
         return losses if self.settings.paired else np.asarray(rng.permutation(losses))
@@ -188,7 +209,7 @@ class AgNet:
         """Whether there is enough to learn from."""
         if len(state.archive) < self.settings.initial:
             return False
-        return bool(np.isfinite(_Goal.of(state).losses).all(axis=1).sum() >= _FEWEST)
+        return bool(np.isfinite(_Goal.of(state, 1.0).losses).all(axis=1).sum() >= _FEWEST)
 
     def _pool(self, state: SearchState, rng: np.random.Generator) -> tuple[list[Architecture], list[Architecture]]:
         """Unseen and distinct: uniform ones, then samples of the decoder and neighbours of the front."""
@@ -220,35 +241,48 @@ class AgNet:
 
 @dataclass(frozen=True)
 class _Goal:
-    """Objectives and budgets as columns to minimise.
+    """Objectives and budgets as columns to minimise, errors compressed.
 
     Attributes:
         losses: `n x (m + c)`: objectives, then metrics that have a budget but are no objective.
         objectives: m.
         bounds: (column, largest loss that is admitted) for each budget.
         front: `k x m` losses of feasible evaluations.
+        costs: Columns that belong to a device.
     """
 
     losses: Floats
     objectives: int
     bounds: tuple[tuple[int, float], ...]
     front: Floats
+    costs: tuple[int, ...]
 
     @classmethod
-    def of(cls, state: SearchState) -> _Goal:
-        columns = [state.losses]
-        bounds: list[tuple[int, float]] = []
-        own = [(o.metric, o.device, o.goal) for o in state.objectives]
-        extra: list[tuple[str, str | None, str]] = []
+    def of(cls, state: SearchState, compress: float) -> _Goal:
+        columns = list(state.losses.T)
+        keys = [(o.metric, o.device, o.goal) for o in state.objectives]
+        own = len(keys)
+        limits: list[tuple[int, float]] = []
         for constraint in state.constraints:
             key = (constraint.metric, constraint.device, constraint.goal)
-            as_loss = Objective(constraint.metric, constraint.device, constraint.goal)
-            if key not in own and key not in extra:
-                extra.append(key)
-                columns.append(_values(state, constraint, as_loss)[:, None])
-            bounds.append(((own + extra).index(key), as_loss.loss(constraint.bound)))
-        feasible = state.losses[state.violations == 0]
-        return cls(np.concatenate(columns, axis=1), len(own), tuple(bounds), feasible)
+            as_loss = Objective(*key)
+            if key not in keys:
+                keys.append(key)
+                columns.append(_values(state, constraint, as_loss))
+            limits.append((keys.index(key), as_loss.loss(constraint.bound)))
+        metrics = [metric for metric, _, _ in keys]
+        shown = [
+            Compression.of(column, compress if metric in FAMILIES["error"] else 1.0)
+            for metric, column in zip(metrics, columns, strict=True)
+        ]
+        losses = np.stack([show(column) for show, column in zip(shown, columns, strict=True)], axis=1)
+        return cls(
+            losses,
+            own,
+            tuple((column, float(shown[column](np.array(limit)))) for column, limit in limits),
+            losses[state.violations == 0, :own],
+            tuple(j for j, metric in enumerate(metrics) if METRICS[metric].per_device),
+        )
 
 
 def _values(state: SearchState, constraint: Constraint, as_loss: Objective) -> Floats:
@@ -365,6 +399,8 @@ def agnet(
     acquisition: Literal["ehvi", "mean", "rank"] = "ehvi",
     neighbours: int = 800,
     blocks: Sequence[str] = ("code", "shape"),
+    devices: bool = True,
+    compress: float = 0.5,
     ranking: float = 0.0,
     reference: float = 0.5,
     exploit: float = 0.5,
@@ -382,6 +418,8 @@ def agnet(
             acquisition=acquisition,
             neighbours=neighbours,
             blocks=tuple(blocks),
+            devices=devices,
+            compress=compress,
             ranking=ranking,
             reference=reference,
             exploit=exploit,

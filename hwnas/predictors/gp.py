@@ -2,6 +2,7 @@
 
 k(a, b) = sum_g s_g exp(-|x_g(a) - x_g(b)|^2 / l_g) + c <x(a), x(b)>, and noise v on the diagonal: one scale and one
 length for each block g (automatic relevance of blocks, not of single columns), and a linear part over all of them.
+Costs of a device have one more linear part: what is known of other devices (`hwnas.predictors.costs`).
 Hyper-parameters maximise the posterior density under log-normal priors (Rasmussen & Williams 2006, sec. 5.4.1),
 optionally less a ranking loss on leave-one-out predictions. Failures are rows too: one more process learns where a
 measurement succeeds.
@@ -9,7 +10,7 @@ measurement succeeds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from scipy.special import expit
 
 from hwnas.core.architecture import Architecture
 from hwnas.core.protocols import Prediction
+from hwnas.predictors.costs import KnownCosts
 from hwnas.predictors.encoding import BLOCKS, Encoder
 
 Floats = NDArray[np.float64]
@@ -28,8 +30,9 @@ Singles = NDArray[np.float32]
 
 _JITTER = 1e-6
 _FEWEST = 2  # values that a process can be fitted to
-# prior means and deviations of log s_g, log l_g, log c, log v; targets have unit variance, distances a mean of 1
-_PRIOR = ((0.5, 1.5), (1.0, 1.0), (0.1, 1.5), (0.05, 1.5))
+# prior means and deviations of log s_g, log l_g, log c (encoding, known costs), log v; targets have unit variance,
+# distances a mean of 1
+_PRIOR = ((0.5, 1.5), (1.0, 1.0), (0.1, 1.5), (1.0, 1.5), (0.05, 1.5))
 _TEMPERATURE = 0.2  # of the ranking loss, in standard deviations of the target
 
 
@@ -39,16 +42,16 @@ class Distances:
 
     Attributes:
         blocks: For each block, `n x k` squared distances.
-        linear: `n x k` inner products over all blocks.
+        linear: `n x k` inner products: over all blocks, then over known costs, where there are any.
     """
 
     blocks: tuple[NDArray[Any], ...]
-    linear: NDArray[Any]
+    linear: tuple[NDArray[Any], ...]
 
     def select(self, rows: NDArray[Any], columns: NDArray[Any]) -> Distances:
         """The same for a part of both lists."""
         grid = np.ix_(rows, columns)
-        return Distances(tuple(block[grid] for block in self.blocks), self.linear[grid])
+        return Distances(tuple(block[grid] for block in self.blocks), tuple(part[grid] for part in self.linear))
 
 
 class Kernel:
@@ -57,19 +60,55 @@ class Kernel:
     Args:
         encoder: Gives the features.
         blocks: The blocks with a scale and a length each.
+
+    Attributes:
+        costs: What is known of other devices; None if nothing is.
     """
 
     def __init__(self, encoder: Encoder, blocks: Sequence[str]) -> None:
         self.encoder = encoder
+        self.costs: KnownCosts | None = None
         self._parts = [encoder.part(block) for block in blocks]
 
-    def distances(self, a: Singles, b: Singles) -> Distances:
-        """Of `n x d` and `k x d` features."""
-        return Distances(tuple(_squared(a[:, part], b[:, part]) for part in self._parts), a @ b.T / len(BLOCKS))
+    def features(self, architectures: Sequence[Architecture]) -> Features:
+        """What `distances` reads of `n` architectures."""
+        linear = [self.encoder(architectures) / np.float32(np.sqrt(len(BLOCKS)))]
+        if self.costs is not None:
+            linear.append(self.costs(architectures))
+        return Features(self.encoder(architectures), tuple(linear))
+
+    def distances(self, a: Features, b: Features) -> Distances:
+        """Of `n` and `k` architectures."""
+        return Distances(
+            tuple(_squared(a.encoded[:, part], b.encoded[:, part]) for part in self._parts),
+            tuple(x @ y.T for x, y in zip(a.linear, b.linear, strict=True)),
+        )
 
     def size(self) -> int:
         """Number of blocks."""
         return len(self._parts)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a kernel reads of `n` architectures.
+
+    Attributes:
+        encoded: `n x d`, all blocks side by side.
+        linear: `n x q` for each linear part: encoding, then known costs, where there are any.
+    """
+
+    encoded: Singles
+    linear: tuple[Singles, ...]
+
+    @property
+    def own(self) -> tuple[Singles, ...]:
+        """Inner products of each architecture with itself, `n` for each linear part."""
+        return tuple((part * part).sum(axis=1) for part in self.linear)
+
+    def row(self, number: int) -> Features:
+        """One architecture of them."""
+        return Features(self.encoded[[number]], tuple(part[[number]] for part in self.linear))
 
 
 class Head:
@@ -78,12 +117,14 @@ class Head:
     Args:
         blocks: Number of blocks of the kernel.
         ranking: Weight of the ranking loss; see `_objective`.
+        costs: Whether it is a cost of a device, so that known costs of others count.
     """
 
-    def __init__(self, blocks: int, ranking: float = 0.0) -> None:
+    def __init__(self, blocks: int, ranking: float = 0.0, *, costs: bool = False) -> None:
         self.blocks = blocks
         self.ranking = ranking
-        repeats = (blocks, blocks, 1, 1)
+        self.costs = costs
+        repeats = (blocks, blocks, 1, int(costs), 1)
         prior = [pair for pair, times in zip(_PRIOR, repeats, strict=True) for _ in range(times)]
         self._mean = np.log([mean for mean, _ in prior])
         self._deviation = np.array([deviation for _, deviation in prior])
@@ -118,7 +159,9 @@ class Head:
         """Improve the hyper-parameters from where they are by L-BFGS; arguments as `condition`."""
         self._standardise(targets)
         inside = distances.select(self.rows, self.rows)
-        inside = Distances(tuple(b.astype(np.float64) for b in inside.blocks), inside.linear.astype(np.float64))
+        inside = Distances(
+            *(tuple(part.astype(np.float64) for part in kind) for kind in (inside.blocks, inside.linear))
+        )
         reach = 4 * self._deviation
         found = minimize(
             self._objective,
@@ -135,29 +178,36 @@ class Head:
     def covariance(self, distances: Distances) -> Singles:
         """`n x k` prior covariances of standardised losses, without noise."""
         e = np.exp(self.theta).astype(np.float32)
-        total = distances.linear * e[2 * self.blocks]
+        total = self._linear(e, distances.linear)
         for g, block in enumerate(distances.blocks):
             total += np.exp(block * (-1 / e[self.blocks + g])) * e[g]
         return np.asarray(total)
 
-    def posterior(self, cross: Distances, own: Singles) -> tuple[Floats, Floats, Singles]:
+    def _linear(self, e: NDArray[Any], parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """The linear parts with their weights; known costs count for costs only."""
+        weights = e[2 * self.blocks : -1]
+        return np.asarray(sum(weight * part for weight, part in zip(weights, parts, strict=False)))
+
+    def posterior(self, cross: Distances, own: Sequence[Singles]) -> tuple[Floats, Floats, Singles]:
         """Mean, variance (noise included) in units of the loss, and the whitened covariance `n x k`.
 
         Args:
             cross: `k x N` to all architectures of the fit.
-            own: `k` inner products of each architecture with itself.
+            own: For each linear part, `k` inner products of each architecture with itself.
         """
-        k = self.covariance(cross.select(np.arange(len(own)), self.rows))
+        k = self.covariance(cross.select(np.arange(len(own[0])), self.rows))
         whitened = self._single @ k.T
         e = np.exp(self.theta)
-        prior = e[: self.blocks].sum() + e[2 * self.blocks] * own
+        prior = e[: self.blocks].sum() + self._linear(e, own)
         variance = np.maximum(prior - (whitened * whitened).sum(axis=0), _JITTER) + e[-1]
         return k @ self._alpha * self.scale + self.centre, variance * self.scale**2, whitened
 
-    def leave_one_out(self) -> Floats:
-        """Prediction of each fitted target from all others (Rasmussen & Williams 2006, eq. 5.12)."""
+    def leave_one_out(self) -> tuple[Floats, Floats]:
+        """Prediction of each fitted target from all others, with its standard deviation (Rasmussen & Williams 2006,
+        eq. 5.12)."""
         precision = (self._inverse_factor**2).sum(axis=0)
-        return np.asarray((self._target - self._alpha / precision) * self.scale + self.centre)
+        mean = (self._target - self._alpha / precision) * self.scale + self.centre
+        return np.asarray(mean), np.asarray(self.scale / np.sqrt(precision))
 
     def _standardise(self, targets: Floats) -> None:
         self.rows = np.flatnonzero(np.isfinite(targets))
@@ -172,7 +222,7 @@ class Head:
         """Kernel matrix with noise, and its blocks' parts."""
         e = np.exp(self.theta)
         parts = [e[g] * np.exp(-block / e[self.blocks + g]) for g, block in enumerate(distances.blocks)]
-        total = np.asarray(sum(parts) + e[2 * self.blocks] * distances.linear, dtype=np.float64)
+        total = np.asarray(sum(parts) + self._linear(e, distances.linear), dtype=np.float64)
         total.flat[:: len(total) + 1] += e[-1] + _JITTER
         return total, parts
 
@@ -207,8 +257,9 @@ class Head:
             weighted = slope * part
             gradient[g] = weighted.sum()
             gradient[b + g] = np.vdot(weighted, distances.blocks[g]) / e[b + g]
-        gradient[2 * b] = e[2 * b] * np.vdot(slope, distances.linear)
-        gradient[2 * b + 1] = e[-1] * np.trace(slope)
+        for i in range(2 * b, len(theta) - 1):
+            gradient[i] = e[i] * np.vdot(slope, distances.linear[i - 2 * b])
+        gradient[-1] = e[-1] * np.trace(slope)
         z = (theta - self._mean) / self._deviation
         return value + 0.5 * float(z @ z), gradient + z / self._deviation
 
@@ -226,7 +277,7 @@ class Posterior:
         self,
         kernel: Kernel,
         heads: Sequence[Head],
-        features: Singles,
+        features: Features,
         answers: Sequence[tuple[Floats, Floats, Singles]],
         success: Floats,
     ) -> None:
@@ -247,7 +298,7 @@ class Posterior:
     def believe(self, row: int) -> None:
         """Condition on row's own mean as its value ("kriging believer", Ginsbourger et al. 2010): means stay,
         variances shrink around it."""
-        near = self._kernel.distances(self._features, self._features[[row]])
+        near = self._kernel.distances(self._features, self._features.row(row))
         for j, head in enumerate(self._heads):
             prior = head.covariance(near)[:, 0]
             covariance = (prior - self._whitened[j].T @ self._whitened[j][:, row]) * head.scale**2
@@ -282,7 +333,18 @@ class GaussianProcess:
         self.heads: list[Head] = []
         self._success = Head(self.kernel.size())
         self._failures = False
-        self._features: Singles = np.zeros((0, 0), dtype=np.float32)
+        self._priced: frozenset[int] = frozenset()
+        self._features = self.kernel.features([])
+
+    def lend(self, costs: KnownCosts, columns: Collection[int]) -> None:
+        """Let predictions of some losses start from what other devices are known to need.
+
+        Args:
+            costs: Of other devices.
+            columns: The losses that are costs of a device.
+        """
+        self.kernel.costs = costs
+        self._priced = frozenset(columns)
 
     def fit(self, architectures: Sequence[Architecture], losses: Floats, *, rng: np.random.Generator) -> None:
         """Learn hyper-parameters and condition on the losses.
@@ -308,33 +370,37 @@ class GaussianProcess:
 
     def posterior(self, architectures: Sequence[Architecture]) -> Posterior:
         """Predictions that can be conditioned further."""
-        features = self.kernel.encoder(architectures)
-        cross = self.kernel.distances(features, self._features)
-        own = (features * features).sum(axis=1) / len(BLOCKS)
+        features = self.kernel.features(architectures)
+        cross, own = self.kernel.distances(features, self._features), features.own
         answers = [head.posterior(cross, own) for head in self.heads]
-        success = np.ones(len(features))
+        success = np.ones(len(architectures))
         if self._failures:
             success = np.clip(self._success.posterior(cross, own)[0], 0.01, 1.0)
         return Posterior(self.kernel, self.heads, features, answers, success)
 
-    def leave_one_out(self) -> list[tuple[Floats, Floats]]:
-        """For each head, `n` predictions of fitted values from all others, and the values."""
-        return [(head.leave_one_out(), head.targets) for head in self.heads]
+    def leave_one_out(self) -> list[tuple[Floats, Floats, Floats]]:
+        """For each head, `n` predictions of fitted values from all others, their deviations, and the values."""
+        return [(*head.leave_one_out(), head.targets) for head in self.heads]
 
     def hyper_parameters(self) -> dict[str, Any]:
         """For `set_hyper_parameters`: arrays of logarithms."""
         return {"heads": [head.theta.copy() for head in self.heads], "success": self._success.theta.copy()}
 
     def set_hyper_parameters(self, saved: Mapping[str, Any]) -> None:
-        self.heads = [Head(self.kernel.size(), self.ranking) for _ in saved["heads"]]
+        plain = len(self._success.theta)
+        self.heads = [self._head(costs=len(theta) > plain) for theta in saved["heads"]]
         for head, theta in zip(self.heads, saved["heads"], strict=True):
             head.theta = np.array(theta, dtype=np.float64)
         self._success.theta = np.array(saved["success"], dtype=np.float64)
 
+    def _head(self, *, costs: bool) -> Head:
+        return Head(self.kernel.size(), self.ranking, costs=costs)
+
     def _learn(self, architectures: Sequence[Architecture], losses: Floats, *, optimise: bool) -> None:
-        while len(self.heads) < losses.shape[1]:
-            self.heads.append(Head(self.kernel.size(), self.ranking))
-        self._features = self.kernel.encoder(architectures)
+        for j in range(losses.shape[1]):
+            if j == len(self.heads) or self.heads[j].costs is not (j in self._priced):
+                self.heads[j : j + 1] = [self._head(costs=j in self._priced)]
+        self._features = self.kernel.features(architectures)
         distances = self.kernel.distances(self._features, self._features)
         succeeded = np.isfinite(losses).all(axis=1)
         self._failures = not bool(succeeded.all())
