@@ -63,7 +63,6 @@ VARIANTS = {
     "decoder": Variant("no decoder: as many uniform samples", {"generator": False}),
     "retraining": Variant("decoder never retrained", {"tune_steps": 0}),
     "ranking": Variant("with a ranking loss", {"ranking": 0.3}),
-    "batch": Variant("one evaluation a step", {"batch": 1}),
 }
 LIMIT_VARIANTS = {
     DEFAULT: Variant("default"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from quality_tasks import DATASETS, all_tasks
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -90,6 +91,12 @@ def methods(records: Records) -> list[str]:
     return [m for m in ORDER if m in there] + sorted(there - set(ORDER))
 
 
+def tasks_of(records: Records) -> list[str]:
+    """Tasks that occur: data sets, then devices, in the order of `quality_tasks`."""
+    places = {task: place for place, task in enumerate((*DATASETS, *all_tasks()))}
+    return sorted(dict.fromkeys(r["task"] for r in records), key=lambda task: places.get(task, len(places)))
+
+
 def _of(records: Records, method: str, keep: Callable[[Mapping[str, Any]], bool] = lambda _: True) -> Records:
     return [r for r in records if r["method"] == method and keep(r)]
 
@@ -105,7 +112,7 @@ def _front_part(records: Records) -> list[str]:
         "",
     ]
     groups: list[tuple[str, Callable[[Mapping[str, Any]], bool]]] = [("All tasks", lambda _: True)]
-    for dataset in ("cifar10", "cifar100", "ImageNet16-120"):
+    for dataset in DATASETS:
         groups.append((dataset, lambda r, d=dataset: r["task"].startswith(d + "/")))  # type: ignore[misc]
     every = {r["task"] for r in records}
     covered = {method: {r["task"] for r in _of(records, method)} for method in methods(records)}
@@ -205,7 +212,7 @@ def curves(records: Records) -> NDArray[np.float64]:
 
 def _per_task(records: Records) -> list[str]:
     names = methods(records)
-    tasks = list(dict.fromkeys(r["task"] for r in records))
+    tasks = tasks_of(records)
     lines = ["## Each task: gap at 200, mean over seeds ± half width of the 95 % interval", ""]
     lines.append("| task | " + " | ".join(names) + " |")
     lines.append("| --- |" + " ---: |" * len(names))
@@ -247,7 +254,7 @@ def compare(records: Records, name: str, other: str, key: str) -> tuple[str, str
     from scipy.stats import ttest_ind
 
     won, lost = [0, 0], [0, 0]
-    for task in dict.fromkeys(r["task"] for r in records):
+    for task in tasks_of(records):
         ours = [r[key] for r in _of(records, name) if r["task"] == task]
         theirs = [r[key] for r in _of(records, other) if r["task"] == task]
         if ours and theirs:
@@ -270,7 +277,7 @@ def _budget_part(records: Records) -> list[str]:
         "",
     ]
     names = methods(records)
-    tasks = list(dict.fromkeys(r["task"] for r in records))
+    tasks = tasks_of(records)
     lines += ["| device, limit | " + " | ".join(names) + " | original code | table optimum |"]
     lines.append("| --- |" + " ---: |" * (len(names) + 2))
     for task in tasks:
@@ -301,7 +308,7 @@ def _correlations(records: Records) -> list[str]:
             "| device | seeds | error | latency | CPU s a search |",
             "| --- | ---: | ---: | ---: | ---: |",
         ]
-        for task in dict.fromkeys(r["task"] for r in records):
+        for task in tasks_of(records):
             rows = [r for r in _of(records, name) if r["task"] == task]
             means = np.array([np.nanmean(np.array(r["rank_correlations"], dtype=float), axis=0) for r in rows])
             cells = [f"{means[:, j].mean():.2f} ({means[:, j].min():.2f} to {means[:, j].max():.2f})" for j in range(2)]
@@ -327,7 +334,7 @@ def _single_part(records: Records) -> list[str]:
         "| method | data set | seeds | test accuracy at 100 | evaluations to the optimum | CPU s a search |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
-    for dataset in dict.fromkeys(r["task"] for r in records):
+    for dataset in tasks_of(records):
         for name in methods(records):
             rows = [r for r in _of(records, name) if r["task"] == dataset]
             if not rows:
@@ -365,7 +372,7 @@ def draw(records: Records, path: Path) -> None:
     figure = Figure(figsize=(12, 8), layout="constrained")
     panels = figure.subplots(2, 3, sharey=True)
     for line, colours in zip(panels, (OURS, {**OTHERS, "agnet": OURS["agnet"]}), strict=True):
-        for axes, dataset in zip(line, ("cifar10", "cifar100", "ImageNet16-120"), strict=True):
+        for axes, dataset in zip(line, DATASETS, strict=True):
             for method in [m for m in complete if m in colours]:
                 rows = _of(records, method, lambda r, d=dataset: r["task"].startswith(d + "/"))  # type: ignore[misc]
                 if not rows:
