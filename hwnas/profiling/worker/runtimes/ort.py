@@ -3,10 +3,14 @@
 Always with explicit threads (its default pins to cores that a container may not own), sequential, all graph
 optimisations, inputs and outputs bound. A provider that is not the one asked for is refused: given providers that it
 cannot load, ONNX Runtime silently runs on the CPU.
+
+Options (`SessionConfig.options`) are ONNX Runtime's own: keys that start with "session." or "optimization." go to the
+session, all others to the provider, and both win over the defaults set here.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -97,14 +101,14 @@ class OrtModel:
                 f"asked for {provider}, but ONNX Runtime would run on {', '.join(self.providers)}",
             )
         declared = [(i.name, i.shape, np.dtype(_element(i))) for i in self._session.get_inputs()]
+        _check_precision(config, provider, [i.type for i in self._session.get_inputs()])
         self._inputs = make_inputs(declared, config.shapes)
         self._binding = self._session.io_binding()
         device = "cuda" if provider in _GPU else "cpu"
         self._resident = {name: _to_device(value, device) for name, value in self._inputs.items()}
         for name, value in self._resident.items():
             self._binding.bind_ortvalue_input(name, value)
-        for output in self._session.get_outputs():
-            self._binding.bind_output(output.name, device)
+        self._results = [self._bind(output, device) for output in self._session.get_outputs()]
         self._grown = host.resident_bytes() - before
 
     def run(self, n: int = 1) -> None:
@@ -124,15 +128,27 @@ class OrtModel:
 
     def memory(self) -> MemoryInfo:
         """From a run of its own with profiling on: ONNX Runtime's plan, which no other process disturbs."""
-        peaks = [int(node["mem_in_use_peak"]) for node in self._profiled() if "mem_in_use_peak" in node]
+        nodes = self._profiled()
+        peaks = [int(node["mem_in_use_peak"]) for node in nodes if "mem_in_use_peak" in node]
+        weights = [int(node["parameter_size"]) for node in nodes if "parameter_size" in node]
+        engine = self._engine_bytes()
+        found = {
+            "weights": (sum(weights) if weights else None, "ONNX Runtime's profile: parameters of each node, summed"),
+            "activation_peak": (max(peaks, default=None), "ONNX Runtime's memory plan"),
+            "engine": (engine, "TensorRT engines that ONNX Runtime has written to the cache"),
+            "rss_delta": (self._grown, "resident memory of the worker before and after loading; rough"),
+        }
         return MemoryInfo(
-            activation_peak=max(peaks, default=None),
-            rss_delta=self._grown,
-            source={
-                "activation_peak": "ONNX Runtime's memory plan",
-                "rss_delta": "resident memory of the worker before and after loading; rough",
-            },
+            **{name: value for name, (value, _) in found.items()},
+            source={name: source for name, (value, source) in found.items() if value is not None},
         )
+
+    def _engine_bytes(self) -> int | None:
+        """Size of the engines of this very model (their names begin with its digest); None where there are none."""
+        if self._provider != TENSORRT or self._config.cache is None:
+            return None
+        engines = Path(self._config.cache).glob(f"{_engine_prefix(self._path)}*.engine")
+        return sum(engine.stat().st_size for engine in engines) or None
 
     def _profiled(self) -> list[dict[str, Any]]:
         """What ONNX Runtime's profile says of each node of one run."""
@@ -142,8 +158,20 @@ class OrtModel:
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         return [event["args"] for event in events if event.get("cat") == "Node" and "provider" in event["args"]]
 
+    def _bind(self, output: Any, device: str) -> Any:
+        """Give an output its place: on a GPU one that never moves, which CUDA graphs want."""
+        fixed = all(isinstance(size, int) and size > 0 for size in output.shape)
+        if device == "cpu" or not fixed or output.type not in _TYPES:
+            self._binding.bind_output(output.name, device)
+            return None
+        import onnxruntime
+
+        value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(output.shape, _TYPES[output.type], device, 0)
+        self._binding.bind_ortvalue_output(output.name, value)
+        return value
+
     def close(self) -> None:
-        for name in ("_binding", "_resident", "_session"):
+        for name in ("_binding", "_results", "_resident", "_session"):
             if hasattr(self, name):
                 delattr(self, name)
 
@@ -159,7 +187,7 @@ class OrtModel:
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self._config.spinning else "0")
         if self._provider != CPU:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        provider_options: dict[str, Any] = dict(_defaults(self._provider, self._config))
+        provider_options: dict[str, Any] = dict(_defaults(self._provider, self._config, self._path))
         for key, value in self._config.options.items():
             if key.startswith(("session.", "optimization.")):
                 options.add_session_config_entry(key, str(value))
@@ -191,20 +219,48 @@ class OrtModel:
             raise
 
 
-def _defaults(provider: str, config: SessionConfig) -> dict[str, str]:
+def _defaults(provider: str, config: SessionConfig, model: Path) -> dict[str, str]:
     """Options that make figures comparable; the user's own win over them."""
     if provider == CUDA:
-        # the exhaustive search of kernels is slow per network and chooses differently from run to run
-        return {"cudnn_conv_algo_search": "HEURISTIC"}
-    if provider == TENSORRT and config.cache is not None:
-        return {
-            "trt_engine_cache_enable": "True",
-            "trt_engine_cache_path": config.cache,
-            "trt_timing_cache_enable": "True",
-            "trt_timing_cache_path": config.cache,
-            "trt_fp16_enable": str(config.precision == "fp16"),
-        }
-    return {}
+        # the exhaustive search of kernels is slow per network and chooses differently from run to run; without the
+        # second option "fp32" would be TF32 on newer GPUs
+        return {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+    if provider != TENSORRT:
+        return {}
+    precision = {
+        "trt_fp16_enable": str(config.precision == "fp16"),
+        "trt_int8_enable": str(config.precision == "int8"),  # scales come from the model's Q/DQ nodes
+    }
+    if config.cache is None:
+        return precision
+    Path(config.cache).mkdir(parents=True, exist_ok=True)
+    return {
+        **precision,
+        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_path": config.cache,
+        # ONNX Runtime's own names tell models apart by their graph's name
+        "trt_engine_cache_prefix": _engine_prefix(model),
+        "trt_timing_cache_enable": "True",
+        "trt_timing_cache_path": config.cache,
+    }
+
+
+def _engine_prefix(model: Path) -> str:
+    return f"hwnas-{hashlib.sha256(model.read_bytes()).hexdigest()[:16]}"
+
+
+def _check_precision(config: SessionConfig, provider: str, types: Sequence[str]) -> None:
+    """Refuse a figure under a wrong name: but for TensorRT, ONNX Runtime runs what the file says.
+
+    Raises:
+        Failure: fp16 is asked for, and the model takes fp32.
+    """
+    if config.precision == "fp16" and provider != TENSORRT and "tensor(float)" in types:
+        raise Failure(
+            Status.INVALID_MODEL,
+            f"precision fp16 is asked for, but {provider} runs a model as it is written and this one takes fp32; "
+            "convert it to fp16 first, or measure with TensorRT",
+        )
 
 
 def _element(declared: Any) -> type:

@@ -1,0 +1,1 @@
+"""Networks from one notation to another: torch modules to ONNX files, ONNX files to torch modules."""
