@@ -58,12 +58,14 @@ _NEEDS: Mapping[str, tuple[tuple[str, ...], bool]] = MappingProxyType(
         "ort-trt": (("onnxruntime", "tensorrt"), True),
         "torch-cpu": (("torch",), False),
         "torch-cuda": (("torch",), True),
-        "tensorrt": (("tensorrt",), True),
+        "tensorrt": (("tensorrt", "cuda.bindings"), True),
         "openvino": (("openvino",), False),
     }
 )
 _ORT_GPU = "onnxruntime-gpu"  # its module is called onnxruntime like that of the CPU package
-_EXTRAS = MappingProxyType({"tensorrt": "tensorrt", "openvino": "openvino", _ORT_GPU: "gpu"})
+_EXTRAS = MappingProxyType(
+    {"tensorrt": "tensorrt", "cuda.bindings": "tensorrt", "openvino": "openvino", _ORT_GPU: "gpu"}
+)
 _DRIVER_FILES = (
     Path("/proc/driver/nvidia/version"),
     Path("/dev/nvidiactl"),
