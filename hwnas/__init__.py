@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hwnas.api import SearchResult, load, search
+    from hwnas.conversion.module import export_module
 
 __version__ = "0.1.0"
-__all__ = ["SearchResult", "__version__", "load", "search"]
+__all__ = ["SearchResult", "__version__", "export_module", "load", "search"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "export_module":
+        from hwnas.conversion import module
+
+        return module.export_module
     if name in __all__:
         from hwnas import api
 

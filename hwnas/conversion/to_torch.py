@@ -205,6 +205,11 @@ class Node:
             )
         return value.tolist()
 
+    def number(self, i: int, default: Any = None) -> Any:
+        """A single number that has to be known now; some exporters write it as a list of one."""
+        value = self.const(i, default)
+        return value[0] if isinstance(value, list) and len(value) == 1 else value
+
     def axes(self, i: int, default: Any = None) -> Any:
         """What newer opsets give as input `i` and older ones as the attribute `axes`."""
         return self.const(i) if self.has(i) else self.get("axes", default)
@@ -305,8 +310,7 @@ def _div(node: Node, a: Any, b: Any) -> Any:
 @_operator("Pow")
 def _pow(node: Node, base: Any, exponent: Any) -> Any:
     if node.is_const(1) and node.shape(1) in ((), (1,)):
-        number = node.const(1)
-        power = torch.pow(base, number[0] if isinstance(number, list) else number)
+        power = torch.pow(base, node.number(1))
     else:
         power = torch.pow(base, exponent)
     return power.to(node.dtype(0))
@@ -357,7 +361,7 @@ def _gelu(node: Node, x: Any) -> Any:
 
 @_operator("Clip")
 def _clip(node: Node, x: Any, *bounds: Any) -> Any:
-    low, high = node.const(1, node.get("min")), node.const(2, node.get("max"))
+    low, high = node.number(1, node.get("min")), node.number(2, node.get("max"))
     return x if low is None and high is None else torch.clamp(x, low, high)
 
 
@@ -373,7 +377,7 @@ def _cast(node: Node, x: Any) -> Any:
 
 @_operator("Dropout")
 def _dropout(node: Node, x: Any, ratio: Any = None, training: Any = None) -> Any:
-    if node.has(2) and node.const(2):
+    if node.has(2) and node.number(2):
         raise node.refuse("training mode")
     return x
 
@@ -658,7 +662,7 @@ def _pad(node: Node, x: Any, *rest: Any) -> Any:
     for i, axis in enumerate(axes):
         before[axis], after[axis] = pads[i], pads[i + len(axes)]
     if mode == "constant":
-        return F.pad(x, _torch_pads(before, after), value=node.const(2, node.get("value", 0.0)))
+        return F.pad(x, _torch_pads(before, after), value=node.number(2, node.get("value", 0.0)))
     if mode not in ("reflect", "edge") or any(before[:2]) or any(after[:2]) or rank not in (3, 4, 5):
         raise node.refuse(f"mode {mode!r} on these dimensions")
     return F.pad(x, _torch_pads(before[2:], after[2:]), mode="reflect" if mode == "reflect" else "replicate")

@@ -10,15 +10,17 @@ import numpy as np
 import torch
 from torch import nn
 
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
 
 def calibrate(
-    module: nn.Module, input_shape: tuple[int, int, int], *, rng: np.random.Generator, batch: int = 32, passes: int = 1
+    module: nn.Module, input_shape: tuple[int, ...], *, rng: np.random.Generator, batch: int = 32, passes: int = 1
 ) -> nn.Module:
     """Set every batch norm's running statistics to those of standard normal images.
 
     Args:
         module: Changed in place: running statistics only; it ends in evaluation mode.
-        input_shape: Channels, height, width.
+        input_shape: Without batch; of images channels, height, width.
         rng: Draws the images.
         batch: Images per pass.
         passes: Train-mode passes; the statistics are their plain average.
@@ -26,7 +28,7 @@ def calibrate(
     Returns:
         `module`.
     """
-    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    norms = [layer for layer in module.modules() if isinstance(layer, _NORMS)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
