@@ -261,6 +261,7 @@ FUNCTIONS = {
     "amax": lambda x: x.amax(dim=-1),
     "pow": lambda x: (x**2 + x.abs()) ** 0.5,
     "clamp": lambda x: x.clamp(min=0.2) + x.clamp(max=0.1),
+    "filled": lambda x: torch.zeros_like(x) + torch.ones_like(x) * x,
     "index": lambda x: x[:, 1],
     "last": lambda x: x[..., -1],
     "slices": lambda x: x[:, 1:3, ::2, -3:],

@@ -210,7 +210,7 @@ class _At:
 
     def __init__(self, lowering: _Lowering, node: fx.Node, shape: Any) -> None:
         self._lowering, self.name, self.shape = lowering, node.name, shape
-        self.target = str(node.target)
+        self.target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         self.writer = lowering.writer
 
     def add(self, kind: str, *values: Any, **attributes: Any) -> str:
@@ -676,6 +676,13 @@ def _transpose(at: _At, x: Value, first: int, second: int) -> Any:
 @_function("t", torch.t)
 def _t(at: _At, x: Value) -> Any:
     return at.add("Transpose", x, perm=[1, 0][-len(x.shape) :])
+
+
+@_function(torch.zeros_like, torch.ones_like)
+def _like(at: _At, x: Value, **named: Any) -> Any:
+    fill = np.float32(at.target == "ones_like")
+    constant = at.weight("filled", np.full(tuple(at.shape), fill, dtype=np.float32))
+    return Value(constant, tuple(at.shape))
 
 
 @_function("expand", torch.broadcast_to)
