@@ -359,6 +359,7 @@ def search(
     tables: str | Path | None = None,
     preset: str = "default",
     wait: float = 0.0,
+    predict: bool = True,
     out: str | Path | None = None,
     on_step: OnStep | None = None,
 ) -> SearchResult:
@@ -380,6 +381,7 @@ def search(
         tables: Folder of tables.
         preset: How carefully a device here is measured on: "quick", "default", "final".
         wait: Seconds to wait for somebody else who measures on it.
+        predict: Predict latencies that are known well enough; False measures each. The front is always measured.
         out: Run directory to write (never overwritten); None keeps everything in memory.
         on_step: Called after each step with `SearchState` and `Ledger`.
 
@@ -409,6 +411,7 @@ def search(
         "tables": None if tables is None else str(tables),
         "preset": preset,
         "wait": wait,
+        "predict": predict,
     }
     run = open_run(given, out=None if out is None else Path(out), directory=out is not None)
     return run.finish(on_step=on_step, models="front")
@@ -576,6 +579,8 @@ def command(config: SearchConfig) -> str:
     for name in ("space", "dataset", "generator", "source", "tables", "batch", "preset", "wait"):
         if getattr(config, name) != getattr(plain, name):
             words += [f"--{name}", str(getattr(config, name))]
+    if not config.predict:
+        words.append("--no-predict")
     words += ["--queries", str(config.queries), "--seed", str(config.seed)]
     for key, value in config.generator_settings.items():
         words += ["--set", f"{key}={json.dumps(value)}"]

@@ -202,12 +202,18 @@ def _measured(config: SearchConfig, space: SearchSpace, targets: Iterable[Device
         if not device.measurable or not any(METRICS[name].per_device for name in words):
             continue
         from hwnas.evaluators.meter import SpaceMeter
+        from hwnas.predictors.latency import LatencyPredictor
         from hwnas.profiling.profiler import Profiler
 
         profiler = Profiler(
             device, memory="peak_memory_mib" in words, energy="energy_mj" in words, seed=config.seed, wait_s=config.wait
         )
-        yield MeasuredEvaluator(device.name, SpaceMeter(space, config.dataset, profiler, careful=config.preset))
+        yield MeasuredEvaluator(
+            device.name,
+            SpaceMeter(space, config.dataset, profiler, careful=config.preset),
+            predictor=LatencyPredictor(space, config.dataset, device.name) if config.predict else None,
+            budget=config.limit("latency_ms", device.name),
+        )
 
 
 def _check_devices(

@@ -97,6 +97,12 @@ def search(
         str | None, typer.Option(help="How carefully a device here is measured on: quick, default, final.")
     ] = None,
     wait: Annotated[float | None, typer.Option(help="Seconds to wait for another measurement here to end.")] = None,
+    predict: Annotated[
+        bool | None,
+        typer.Option(
+            "--predict/--no-predict", help="Predict latencies that are known well enough (default) or measure each."
+        ),
+    ] = None,
     tables: Tables = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with the same settings; flags win over it.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default: runs/DATE-DEVICE.")] = None,
@@ -131,6 +137,7 @@ def search(
         "source": source,
         "preset": preset,
         "wait": wait,
+        "predict": predict,
         "tables": str(tables) if tables is not None else None,
     }
     given = {key: value for key, value in given.items() if value is not None}

@@ -50,6 +50,8 @@ class SearchConfig:
         batch: At most so many evaluations a step; None leaves it to the generator.
         preset: How carefully a device is measured on during the search: "quick", "default", "final".
         wait: Seconds to wait for somebody else who measures on the device.
+        predict: Whether a latency that is known well enough from others is predicted instead of measured, where
+            latency is all that is asked of a device. The front is measured in any case.
 
     Raises:
         UnknownName: An unknown objective, budget or source, with the nearest known ones.
@@ -71,6 +73,7 @@ class SearchConfig:
     batch: int | None = None
     preset: str = "default"
     wait: float = 0.0
+    predict: bool = True
 
     def __post_init__(self) -> None:
         for name in ("space", "dataset", "generator"):
@@ -89,6 +92,8 @@ class SearchConfig:
             raise UnknownName("preset", str(self.preset), PRESETS)
         if isinstance(self.wait, bool) or not isinstance(self.wait, int | float) or not 0 <= self.wait < float("inf"):
             raise InvalidSetting(f"wait wants seconds, 0 or more; got {self.wait!r}")
+        if not isinstance(self.predict, bool):
+            raise InvalidSetting(f"predict wants true or false; got {self.predict!r}")
         if self.source not in SOURCES:
             raise UnknownName("source", str(self.source), SOURCES)
         _set(self, "generator_settings", _plain("generator_settings", _table(self, "generator_settings")))
@@ -103,6 +108,14 @@ class SearchConfig:
         """All devices that are named: as devices, and behind an "@"."""
         named = [word.partition("@")[2] for word in (*self.objectives, *self.budgets)]
         return tuple(dict.fromkeys([*self.devices, *filter(None, named)]))
+
+    def limit(self, metric: str, device: str) -> float | None:
+        """The budget of a device's metric, in the metric's own unit; None where there is none."""
+        for word, value in self.budgets.items():
+            names, only = _meaning("budget", word)
+            if metric in names and only in (None, device):
+                return _limit(word, value)[1]
+        return None
 
     def check_names(
         self,

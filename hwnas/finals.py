@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hwnas import atomic
 from hwnas.assembly import Assembly
 from hwnas.core import pareto
 from hwnas.core.architecture import Architecture
-from hwnas.core.measurement import Measurement
+from hwnas.core.measurement import Measurement, Source
 from hwnas.core.protocols import Store
 from hwnas.core.state import SearchState
 from hwnas.core.wording import quantity
@@ -101,12 +102,12 @@ def measure_front(assembly: Assembly, store: Store, state: SearchState) -> tuple
 
 
 def hopeful(state: SearchState) -> list[Architecture]:
-    """Architectures that may be on the front: those that are, and those that would be if every number were at the
-    better end of its measured interval for the budgets."""
+    """Architectures that may be on the front: those that are, and those that would be if every number that was
+    measured or predicted here were at the better end of its interval."""
     possible = np.array([_possible(state, i) for i in range(len(state.archive))], dtype=bool)
     possible &= ~np.isnan(state.losses).any(axis=1) if len(state.archive) else possible
     rows = np.flatnonzero(possible)
-    kept = rows[pareto.non_dominated(state.losses[rows], state.half_widths[rows])] if len(rows) else rows
+    kept = rows[pareto.non_dominated(state.losses[rows], _half_widths(state)[rows])] if len(rows) else rows
     chosen = sorted({*map(int, kept), *map(int, state.front_indices)})
     return [state.architectures[i] for i in chosen]
 
@@ -149,6 +150,15 @@ def check_exported(assembly: Assembly, path: Path) -> dict[str, dict[str, Any]]:
             "message": f"{message}.",
         }
     return checked
+
+
+def _half_widths(state: SearchState) -> NDArray[np.float64]:
+    """`n x m`, half of each interval that was measured or predicted here; 0 for others. Predictions make no ties on a
+    front, but here they decide what is worth a measurement."""
+    own = (Source.MEASURED, Source.PREDICTED)
+    found = [[e.find(o.metric, o.device) for o in state.objectives] for e in state.archive]
+    widths = [[row.half_width if row and row.context.source in own else 0.0 for row in rows] for rows in found]
+    return np.array(widths, dtype=np.float64).reshape(len(state.archive), len(state.objectives))
 
 
 def _possible(state: SearchState, index: int) -> bool:

@@ -258,6 +258,17 @@ def retests(first: Sequence[float], second: Sequence[float], halves: Sequence[tu
     return Retests(len(a), tau, float(np.median(np.abs(b / a - 1))), float(np.mean(off <= np.hypot(h[:, 0], h[:, 1]))))
 
 
+def retest_sigma(first: Floats, second: Floats) -> float:
+    """Standard deviation of one figure, relative, by what retests show: 1.4826 median |second - first| / sqrt(2).
+
+    What varies within a session is in it as well, so it is rather too wide.
+
+    Args:
+        first, second: Log latencies of the same networks, at least one.
+    """
+    return float(1.4826 * np.median(np.abs(second - first)) / np.sqrt(2.0))
+
+
 def session_sigma(sessions: Floats, halves: Floats) -> float:
     """Between-session standard deviation, relative, from the same networks in several fresh sessions.
 
