@@ -155,6 +155,19 @@ class TestChecking:
         assert "differ" in done.failed["fx"]
         assert difference(run_onnx(onnx.load(done.path), images((2, 4))), run_torch(Later(), images((2, 4)))) < 1e-4
 
+    def test_parts_that_insist_on_single_precision(self, tmp_path):
+        class Single(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.mix = nn.Linear(4, 4)
+
+            def forward(self, x):
+                return self.mix(x) + F.linear(x, torch.eye(4))
+
+        done = hwnas.export_module(make(Single), torch.ones(2, 4), tmp_path / "model.onnx")
+        assert (done.exporter, done.checked_on) == ("fx", "given")
+        assert done.difference < 1e-5
+
     def test_control_flow_by_shape_falls_back(self, tmp_path):
         done = hwnas.export_module(make(Loops), torch.zeros(SMALL), tmp_path / "model.onnx")
         assert done.exporter == "legacy"
