@@ -62,6 +62,8 @@ VARIANTS = {
     "neighbours": Variant("no neighbours of the front", {"neighbours": 0}),
     "decoder": Variant("no decoder: as many uniform samples", {"generator": False}),
     "retraining": Variant("decoder never retrained", {"tune_steps": 0}),
+    "devices": Variant("nothing of other devices", {"devices": False}),
+    "compression": Variant("errors as they are, not compressed", {"compress": 1.0}),
     "ranking": Variant("with a ranking loss", {"ranking": 0.3}),
 }
 LIMIT_VARIANTS = {
@@ -103,12 +105,15 @@ def plan(options: argparse.Namespace) -> Iterator[Cell]:
     devices = QUICK_DEVICES if options.quick else DEVICES
     datasets = options.datasets.split(",")
     tasks = [f"{dataset}/{device}" for dataset in datasets for device in devices]
-    wanted = set(options.variants.split(",")) | {DEFAULT} if options.variants else {*VARIANTS, *LIMIT_VARIANTS}
-    for part, variants in (("front", VARIANTS), ("limit", LIMIT_VARIANTS)):
+    wanted = set(options.variants.split(",")) if options.variants else {*VARIANTS, *LIMIT_VARIANTS}
+    for part, every in (("front", VARIANTS), ("limit", LIMIT_VARIANTS)):
+        variants = {name: variant for name, variant in every.items() if name in wanted}
+        if variants:  # nothing is compared with nothing
+            variants = {DEFAULT: every[DEFAULT], **variants}
         seeds = parse_seeds(options.seeds) if options.seeds else range(2 if options.quick else SEEDS[part])
         for seed in seeds:
             for name, variant in variants.items():
-                for task in tasks if name in wanted else []:
+                for task in tasks:
                     if part == "front":
                         yield Cell(part, task, None, name, variant, seed)
                     elif task.startswith("cifar10/"):
