@@ -445,6 +445,29 @@ class TestGpuProviders:
         assert first != second
 
 
+class TestOpenVino:
+    @pytest.fixture(autouse=True)
+    def needs_openvino(self):
+        pytest.importorskip("openvino")
+
+    def test_equals_onnx_runtime(self, network):
+        expected = backend("ort-cpu").load(network, SessionConfig("ort-cpu"))
+        model = backend("openvino").load(network, SessionConfig("openvino"))
+        feeds = {"input": np.random.default_rng(3).standard_normal(IMAGE, dtype=np.float32)}
+        assert difference(model.outputs(feeds)[0], expected.outputs(feeds)[0]) < 1e-4
+        assert model.providers == ["CPU"]
+
+    def test_memory(self, network):
+        memory = backend("openvino").load(network, SessionConfig("openvino")).memory()
+        assert memory.weights == pytest.approx(weight_bytes(network), rel=0.01)
+        assert memory.engine > memory.weights
+        assert memory.source.keys() == {"weights", "engine", "rss_delta"}
+
+    def test_int8_has_to_be_in_the_model(self, network):
+        with pytest.raises(Failure, match="int8 has to be in the model"):
+            backend("openvino").load(network, SessionConfig("openvino", precision="int8"))
+
+
 class TestRegistry:
     def test_unknown_runtime(self):
         with pytest.raises(Failure, match=r"no runtime 'ort-gpu'.*torch-cpu"):

@@ -71,6 +71,7 @@ class OpenVinoModel:
             for port in read.inputs
         ]
         self._inputs = make_inputs(declared, config.shapes)
+        self._weights = _constants(read)
         read.reshape({name: list(value.shape) for name, value in self._inputs.items()})
         options: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -111,8 +112,14 @@ class OpenVinoModel:
 
     def memory(self) -> MemoryInfo:
         return MemoryInfo(
+            weights=self._weights,
+            engine=self._compiled.export_model().getbuffer().nbytes,
             rss_delta=self._grown,
-            source={"rss_delta": "resident memory of the worker before and after loading; rough"},
+            source={
+                "weights": "constants of the model before it is compiled",
+                "engine": "size of the exported compiled model, weights included",
+                "rss_delta": "resident memory of the worker before and after loading; rough",
+            },
         )
 
     def close(self) -> None:
@@ -125,3 +132,9 @@ def _shape(partial: Any) -> list[int | None]:
     if partial.rank.is_dynamic:
         raise Failure(Status.INVALID_MODEL, "an input does not even say how many dimensions it has")
     return [None if size.is_dynamic else size.get_length() for size in partial]
+
+
+def _constants(model: Any) -> int:
+    """Bytes of all constants of a model."""
+    found = (op.output(0) for op in model.get_ops() if op.get_type_name() == "Constant")
+    return sum(int(np.prod(tuple(port.get_shape()))) * port.get_element_type().size for port in found)
