@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,7 +21,7 @@ from hwnas.core.objective import Constraint, Objective
 from hwnas.core.protocols import SearchSpace
 from hwnas.core.state import Evaluation, SearchState
 from hwnas.errors import InvalidSetting, RunCorrupt, RunError, UsageError
-from hwnas.finals import Finals, check_exported, measure_front, summarise
+from hwnas.finals import Finals, check_exported, keep_samples, measure_front, summarise
 from hwnas.loop import OnStep, Search, replay
 from hwnas.measure import Measure, Wanted, count
 from hwnas.rundir import MODELS, RunDirectory
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from hwnas.config import SearchConfig
+
+OnMeasure = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class SearchResult:
             command=command(self.config),
             extra=self.reported,
             notes=self.finals.notes,
+            measured=self.finals.devices,
             run=str(self.folder) if self.folder is not None else "RUN",
         )
 
@@ -174,14 +177,18 @@ class Run:
     ledger: Ledger
     directory: RunDirectory | None
 
-    def finish(self, *, on_step: OnStep | None = None, models: str = "front") -> SearchResult:
+    def finish(
+        self, *, on_step: OnStep | None = None, on_measure: OnMeasure | None = None, models: str = "front"
+    ) -> SearchResult:
         """Run to the end, and write the run directory's reports and models.
 
         Args:
             on_step: Called after each step with state and ledger.
+            on_measure: Called while networks are timed with the device, networks done, of how many, and what goes on.
             models: "front", "best" or "none": which ONNX models to write.
         """
         latest = [self.ledger]
+        self._watch(on_measure)
 
         def after_step(state: SearchState, ledger: Ledger) -> None:
             latest[0] = ledger
@@ -196,6 +203,7 @@ class Run:
             # the matrices here are small: a second thread that waits for the first costs more than it does
             with threadpool_limits(1):
                 state = self.search.run(self.state, ledger=self.ledger, on_step=after_step)
+            self._watch(on_measure, "final measurements: ")
             state, made = measure_front(self.assembly, self.search.measure.store, state)
             rows, ledger = self._report_only(state, latest[0])
             ledger = replace(ledger, reported=ledger.reported + made)
@@ -205,8 +213,22 @@ class Run:
             if self.directory is not None:
                 result = self._write(self.directory, result, models)
         finally:
-            self.close()
+            try:
+                if self.directory is not None:
+                    keep_samples(self.assembly, self.directory.path)
+            finally:
+                self.close()
         return result
+
+    def _watch(self, on_measure: OnMeasure | None, stage: str = "") -> None:
+        if on_measure is None:
+            return
+        for evaluator in self.assembly.measured:
+
+            def tell(done: int, total: int, text: str, device: str = evaluator.device) -> None:
+                on_measure(device, done, total, f"{stage}{text}" if text else "")
+
+            evaluator.meter.watch(tell)
 
     def changed_versions(self) -> dict[str, tuple[str, str]]:
         """Packages whose version is not the one that the run began with, as (then, now)."""

@@ -94,7 +94,7 @@ def assemble(config: SearchConfig) -> Assembly:
     config.check_names(datasets=space.datasets)
     targets = {device.name: device for device in map(load_device, config.targets)}
     named = _with_device_names(config)
-    evaluators = _evaluators(named, space)
+    evaluators = [*_saved(named, space, targets.values()), *_evaluators(named, space)]
     try:
         evaluators += _measured(named, space, targets.values())
         return _assembled(config, named, space, evaluators, targets)
@@ -193,6 +193,18 @@ def _evaluators(config: SearchConfig, space: SearchSpace) -> list[Evaluator]:
         found.append(SurrogateEvaluator(space, config.dataset))
     found.append(CountingEvaluator(space, config.dataset))
     return found
+
+
+def _saved(config: SearchConfig, space: SearchSpace, targets: Iterable[Device]) -> Iterator[Evaluator]:
+    """An evaluator for each device that is a saved profile of this space and data set."""
+    for device in targets:
+        if device.host == "profile":
+            from hwnas.evaluators.saved import SavedEvaluator
+            from hwnas.profiling.saved import read_profile
+
+            profile = read_profile(device.name, space)
+            if profile is not None and profile.dataset == config.dataset:
+                yield SavedEvaluator(profile, space)
 
 
 def _measured(config: SearchConfig, space: SearchSpace, targets: Iterable[Device]) -> Iterator[MeasuredEvaluator]:

@@ -188,6 +188,19 @@ def lacks(runtime: str) -> str:
     return "no NVIDIA driver found" if driver and not _nvidia_driver() else ""
 
 
+def free_name(name: str) -> None:
+    """Refuse a name for saved measurements that is none, or that another device has.
+
+    Raises:
+        InvalidSetting: With the reason.
+    """
+    if not _NAME.fullmatch(name):
+        raise InvalidSetting(f"a device's name holds only letters, digits, '.', '_' and '-'; got {name!r}")
+    taken = {**{path.stem: path for path in user_folder().glob("*.toml")}, **_own()}.get(name)
+    if taken is not None:
+        raise InvalidSetting(f"the name {name!r} belongs to the device in {taken}; choose another")
+
+
 def no_source(device: Device, metric: str) -> TablesNotFound:
     """The error for a metric that nothing at hand answers on a device that is only known from numbers."""
     title = METRICS[metric].title

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ from hwnas.core.state import SearchState
 from hwnas.core.wording import quantity
 from hwnas.errors import RunCorrupt, RunError
 from hwnas.evaluators.measured import LATENCY, MeasuredEvaluator
+from hwnas.profiling.record import write_samples
 
 FILE = "measurements.json"
+SAMPLES = "samples"
 _TURNS = 5  # the front changes with better figures; it settles within two or three turns
 
 
@@ -36,7 +39,8 @@ class Finals:
     """What is known about a run's measurements beside the figures themselves.
 
     Attributes:
-        devices: For each measured device: runtime, versions, fingerprint, noise floor, how well figures repeated.
+        devices: For each measured device: runtime, versions, fingerprint, noise floor, how well figures repeated, and
+            for each architecture (by key) the name of its network in the files of raw samples.
         certificates: For each architecture (by key) and device the whole record of its last measurement.
         checked: For each device: the recommended model timed from its exported file, and whether it meets the budget.
     """
@@ -118,12 +122,33 @@ def summarise(assembly: Assembly, state: SearchState) -> Finals:
     certificates: dict[str, dict[str, dict[str, Any]]] = {}
     front = state.front().architectures
     for evaluator in assembly.measured:
-        devices[evaluator.device] = evaluator.meter.summary() | {"audits": list(evaluator.audits)}
+        meter = evaluator.meter
+        networks = {a.key: name for a in state.architectures if (name := meter.network(a)) is not None}
+        devices[evaluator.device] = meter.summary() | {"audits": list(evaluator.audits), "networks": networks}
         for architecture in front:
             told = evaluator.meter.certificate(architecture)
             if told is not None:
                 certificates.setdefault(architecture.key, {})[evaluator.device] = told
     return Finals(devices, certificates)
+
+
+def keep_samples(assembly: Assembly, folder: Path) -> None:
+    """Write the raw samples of this session to `samples/DEVICE-NUMBER.npz`; they may be deleted at any time.
+
+    Raises:
+        RunError: They cannot be written.
+    """
+    for evaluator in assembly.measured:
+        samples = evaluator.meter.samples()
+        if samples:
+            numbered = (folder / SAMPLES / f"{evaluator.device}-{number}.npz" for number in count(1))
+            path = next(path for path in numbered if not path.exists())
+            try:
+                write_samples(path, samples)
+            except OSError as error:
+                raise RunError(
+                    f"could not write {path}: {error.strerror or error}. The search itself is kept"
+                ) from error
 
 
 def check_exported(assembly: Assembly, path: Path) -> dict[str, dict[str, Any]]:

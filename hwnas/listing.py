@@ -11,6 +11,8 @@ from hwnas.core.metrics import METRICS
 from hwnas.devices import availability, list_devices
 from hwnas.evaluators.surrogate import SurrogateEvaluator
 from hwnas.evaluators.table import TableEvaluator
+from hwnas.profiling.energy import find_meter
+from hwnas.profiling.probing import probe_devices
 from hwnas.tables import catalogue
 from hwnas.tables import fetch as published
 from hwnas.tables.folder import Tables, target_folder
@@ -29,8 +31,9 @@ def devices(tables_path: Path | None = None) -> list[dict[str, Any]]:
         tables_path: Folder of tables; None for the usual places.
 
     Returns:
-        Rows of plain values: name, title, kind, runtimes, precisions, batch, metrics, sources (metric to "table" or
-        "surrogate"), available, reason, measured_how, origin.
+        Rows of plain values: name, title, kind, runtimes, precisions, batch, metrics, sources (metric to "table",
+        "surrogate", "measured" or "profile"), available, reason, measured_how, origin; of devices on this machine that
+        networks can be run on also runtime, hardware, versions, fingerprint, noise_floor and calibrated.
 
     Raises:
         DataError: The named folder of tables is missing or cannot be trusted.
@@ -41,7 +44,14 @@ def devices(tables_path: Path | None = None) -> list[dict[str, Any]]:
     table = None if found is None else TableEvaluator(found, space, dataset)
     surrogate = SurrogateEvaluator(space, dataset)
     rows = []
-    for device in list_devices():
+    known = list_devices()
+    # those on this machine are really asked; a host that is switched off must not hold up a list
+    probed = probe_devices([device for device in known if device.host == "local" and availability(device)[0]])
+    meter, _ = find_meter()
+    metered = meter is not None
+    if meter is not None:
+        meter.close()
+    for device in known:
         sources = {}
         for metric in _METRICS:
             if table is not None and table.context(metric, device.name) is not None:
@@ -49,6 +59,12 @@ def devices(tables_path: Path | None = None) -> list[dict[str, Any]]:
             elif surrogate.context(metric, device.name) is not None:
                 sources[metric] = "surrogate"
         available, reason = availability(device, {device.name} if sources else set())
+        seen = probed.get(device.name)
+        if seen is not None and seen.reason:
+            available, reason = False, seen.reason
+        if not sources and available:
+            told = [m for m in device.metrics if m != "energy_mj" or device.host != "local" or metered]
+            sources = dict.fromkeys(told, "profile" if device.host == "profile" else "measured")
         rows.append(
             {
                 "name": device.name,
@@ -63,6 +79,7 @@ def devices(tables_path: Path | None = None) -> list[dict[str, Any]]:
                 "reason": reason,
                 "measured_how": device.measured_how,
                 "origin": device.origin,
+                **({} if seen is None else seen.to_json()),
             }
         )
     return rows
@@ -73,16 +90,41 @@ def devices_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(title="hardware targets", title_justify="left")
-    for column in ("device", "what it is", "runtime", "numbers from", "available now"):
+    shown = Table(title="hardware targets", title_justify="left", caption_justify="left")
+    for column in ("device", "what it is", "runtime", "numbers", "noise floor"):
         shown.add_column(column, overflow="fold")
+    reasons = []
     for row in sorted(rows, key=lambda row: (not row["available"], row["name"])):
-        sources = ", ".join(f"{METRICS[metric].title}: {source}" for metric, source in row["sources"].items()) or "-"
-        now = "yes" if row["available"] else f"no: {row['reason']}"
-        style = None if row["available"] else "dim"
+        if not row["available"]:
+            reasons.append(f"{row['name']} is not available now: {row['reason']}")
         # as Text: square brackets of an extra's name are no markup
-        shown.add_row(*map(Text, (row["name"], row["title"], ", ".join(row["runtimes"]), sources, now)), style=style)
+        cells = (row["name"], row.get("hardware") or row["title"], _runtime(row), _numbers(row), _noise(row))
+        shown.add_row(*map(Text, cells), style=None if row["available"] else "dim")
+    shown.caption = Text("\n".join(reasons))
     return shown
+
+
+def _runtime(row: Mapping[str, Any]) -> str:
+    versions = row.get("versions")
+    if not versions:
+        return ", ".join(row["runtimes"])
+    told = ", ".join(f"{name} {version.partition('-')[0]}" for name, version in versions.items())
+    return f"{row['runtime']} ({told})"
+
+
+def _numbers(row: Mapping[str, Any]) -> str:
+    """Metrics by where they come from: "table: latency, energy"."""
+    by_source: dict[str, list[str]] = {}
+    for metric, source in row["sources"].items():
+        by_source.setdefault(source, []).append(METRICS[metric].title)
+    return "; ".join(f"{source}: {', '.join(titles)}" for source, titles in by_source.items()) or "-"
+
+
+def _noise(row: Mapping[str, Any]) -> str:
+    floor = row.get("noise_floor")
+    if floor is None:
+        return "-"
+    return f"{floor:.1%}" if row["calibrated"] else f"{floor:.1%} assumed"
 
 
 def tables(tables_path: Path | None = None) -> list[dict[str, Any]]:

@@ -116,6 +116,13 @@ def model_facts(path: Path, shapes: Shapes | None = None) -> ModelFacts:
     )
 
 
+def has_external_data(model: onnx.ModelProto) -> bool:
+    """Whether weights lie in files of their own."""
+    import onnx
+
+    return any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer)
+
+
 def input_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
     """Shape of each input that is no initializer; None for a dynamic dimension."""
     known = {tensor.name for tensor in model.graph.initializer}

@@ -1,4 +1,4 @@
-"""What a user sees while a search runs."""
+"""What a user sees while something takes long."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from hwnas.report import primary_objective
 if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
+    from rich.progress import TaskID
 
 _PLAIN_EVERY_S = 10.0
 
 
-class Progress:
-    """A live bar on a terminal; elsewhere a line now and then, so that log files stay readable.
-
-    Its hypervolume is called live, because its reference point is the worst values of the first step; the report's,
-    which is known only at the end, is the worst of the whole run.
+class Measuring:
+    """What a user sees while networks are timed: a live bar on a terminal; elsewhere a line now and then, so that log
+    files stay readable.
 
     Args:
         console: Where to write.
@@ -35,21 +34,63 @@ class Progress:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
-        self.folder: Path | None = None
         self._console, self._shown = console, shown
         self._live = shown and console.is_terminal
         self._bar = Bar(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[told]}"),
+            TextColumn("{task.fields[told]}", markup=False),
             TimeRemainingColumn(),
             console=console,
             transient=True,
         )
+        self._tasks: dict[str, TaskID] = {}
+        self._said = time.monotonic()
+
+    def on_device(self, device: str, done: int, total: int, text: str) -> None:
+        """So many of so many networks are done on a device; `text` is what goes on."""
+        if not self._shown:
+            return
+        if device not in self._tasks:
+            self._tasks[device] = self._bar.add_task(device, total=total, told="")
+        self._bar.update(self._tasks[device], completed=done, total=total, told=text, visible=bool(text))
+        if not self._live and text and time.monotonic() - self._said >= _PLAIN_EVERY_S:
+            self._said = time.monotonic()
+            self._console.print(f"{device}: {done}/{total}  {text}", highlight=False, markup=False)
+
+    def stop(self) -> None:
+        """Leave the terminal as it was."""
+        if self._live:
+            self._bar.stop()
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class Progress(Measuring):
+    """What a user sees while a search runs.
+
+    Its hypervolume is called live, because its reference point is the worst values of the first step; the report's,
+    which is known only at the end, is the worst of the whole run.
+
+    Args:
+        console: Where to write.
+        shown: Whether to write at all.
+    """
+
+    def __init__(self, console: Console, *, shown: bool) -> None:
+        super().__init__(console, shown=shown)
+        self.folder: Path | None = None
         self._task = self._bar.add_task("search", total=None, told="")
         self._reference: np.ndarray | None = None
-        self._said = time.monotonic()
 
     def start(self, state: SearchState, folder: Path | None) -> None:
         """The search begins (or continues) with this state."""
@@ -74,11 +115,6 @@ class Progress:
                 highlight=False,
             )
 
-    def stop(self) -> None:
-        """Leave the terminal as it was."""
-        if self._live:
-            self._bar.stop()
-
     def _told(self, state: SearchState) -> str:
         objective = primary_objective(state)
         best = picking.best_under_budget(state.losses, state.violations, objective)
@@ -95,9 +131,4 @@ class Progress:
         return f"{words}  front {len(state.front_indices)}"
 
     def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
+        return self  # the bar begins with the search

@@ -7,7 +7,7 @@ say so (source `predicted`). What the search ends with is measured, always (`fin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Context, Measurement, Source
 
 Floats = NDArray[np.float64]
+OnProgress = Callable[[int, int, str], None]
 LATENCY = "latency_ms"
 
 
@@ -43,6 +44,15 @@ class Meter(Protocol):
 
     def measure_file(self, path: Path) -> tuple[float, float, float] | str:
         """Latency of an ONNX file and its 95 % interval, ms, with the most careful protocol; or why there is none."""
+
+    def watch(self, on_progress: OnProgress) -> None:
+        """From now on, say what is being measured: (networks done, of how many, what goes on)."""
+
+    def samples(self) -> dict[str, Floats]:
+        """Raw samples of everything measured, by protocol and network."""
+
+    def network(self, architecture: Architecture) -> str | None:
+        """The name of an architecture's network in `samples`, without the protocol; None where it was not run."""
 
     def summary(self) -> dict[str, Any]:
         """The device and how well its figures repeat, as plain values."""

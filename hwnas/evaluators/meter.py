@@ -8,12 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Context, Measurement, Source, Status
 from hwnas.core.protocols import SearchSpace
-from hwnas.errors import HwnasError
+from hwnas.errors import ExportFailed, HwnasError
 from hwnas.onnx_facts import model_facts
-from hwnas.profiling.bench import Candidate
+from hwnas.profiling.bench import Candidate, OnProgress
 from hwnas.profiling.energy import find_meter
 from hwnas.profiling.profiler import Profiler
 from hwnas.profiling.protocol import Protocol, protocol
@@ -34,6 +37,7 @@ class SpaceMeter:
         final: Protocol of what is reported.
 
     Attributes:
+        space: As given.
         records: What the profiler said of each architecture last.
     """
 
@@ -46,7 +50,7 @@ class SpaceMeter:
         careful: str = "default",
         final: str = "final",
     ) -> None:
-        self._space, self._dataset, self.profiler = space, dataset, profiler
+        self.space, self._dataset, self.profiler = space, dataset, profiler
         self._careful, self._final = protocol(careful), protocol(final)
         self._folder = tempfile.TemporaryDirectory(prefix="hwnas-")
         self._exported: dict[Architecture, Candidate] = {}
@@ -67,6 +71,37 @@ class SpaceMeter:
             return f"CPU time says nothing of {runtime} with {threads} threads"
         return self._energy if metric == "energy_mj" else ""
 
+    @property
+    def metrics(self) -> list[str]:
+        """What can be told."""
+        return [metric for metric in self.profiler.device.metrics if not self.why_not(metric)]
+
+    def candidates(self, architectures: Sequence[Architecture]) -> list[Candidate]:
+        """Their networks, each graph once.
+
+        Raises:
+            ExportFailed: One cannot be written.
+        """
+        for architecture in architectures:
+            told = self._export(architecture)
+            if told is not None:
+                raise ExportFailed(f"{self.space.format(architecture)} cannot be written as ONNX: {told}")
+        return list({self._exported[a].id: self._exported[a] for a in architectures}.values())
+
+    def watch(self, on_progress: OnProgress) -> None:
+        """See `hwnas.evaluators.measured.Meter`."""
+        self.profiler.watch(on_progress)
+
+    def samples(self) -> dict[str, NDArray[np.float64]]:
+        """Raw samples of this session by protocol and network: "default/<start of the graph's hash>"."""
+        benches = self.profiler.benches.items()
+        return {f"{name}/{network}": table for name, bench in benches for network, table in bench.samples.items()}
+
+    def network(self, architecture: Architecture) -> str | None:
+        """The name of an architecture's network in `samples`; None where it was not run."""
+        known = self._exported.get(architecture)
+        return None if known is None else known.id
+
     def measure(
         self, architectures: Sequence[Architecture], *, final: bool = False
     ) -> Iterator[Mapping[str, Measurement]]:
@@ -82,7 +117,7 @@ class SpaceMeter:
             if architecture in failed:
                 yield {
                     m: _failure(architecture, m, context, Status.EXPORT_FAILED, failed[architecture])
-                    for m in self._told
+                    for m in self.metrics
                 }
                 continue
             wanted = self._exported[architecture].id
@@ -90,7 +125,7 @@ class SpaceMeter:
                 record = next(waiting)
                 found[record.subject.id] = record
             self.records[architecture] = found[wanted]
-            yield {m: measurement(found[wanted], architecture, m, context) for m in self._told}
+            yield {m: measurement(found[wanted], architecture, m, context) for m in self.metrics}
 
     def measure_file(self, path: Path) -> tuple[float, float, float] | str:
         """See `hwnas.evaluators.measured.Meter`."""
@@ -102,21 +137,8 @@ class SpaceMeter:
 
     def summary(self) -> dict[str, Any]:
         """See `hwnas.evaluators.measured.Meter`."""
-        profiler = self.profiler
-        floor, calibrated = profiler.noise_floor
-        repeated = profiler.bench(self._careful).retests
-        return {
-            "device": profiler.device.name,
-            "title": profiler.info.device,
-            "runtime": profiler.runtime,
-            "threads": profiler.config.threads,
-            "versions": dict(profiler.info.versions),
-            "fingerprint": profiler.fingerprint,
-            "facts": dict(profiler.info.facts),
-            "noise_floor": floor,
-            "calibrated": calibrated,
-            "retests": None if repeated is None else asdict(repeated),
-        }
+        repeated = self.profiler.bench(self._careful).retests
+        return self.profiler.describe() | {"retests": None if repeated is None else asdict(repeated)}
 
     def certificate(self, architecture: Architecture) -> dict[str, Any] | None:
         """See `hwnas.evaluators.measured.Meter`."""
@@ -127,10 +149,6 @@ class SpaceMeter:
         """Release the device."""
         self.profiler.close()
         self._folder.cleanup()
-
-    @property
-    def _told(self) -> list[str]:
-        return [metric for metric in self.profiler.device.metrics if not self.why_not(metric)]
 
     def _context(self, how: Protocol) -> Context:
         profiler = self.profiler
@@ -153,7 +171,7 @@ class SpaceMeter:
         path = Path(self._folder.name) / f"{len(self._exported)}.onnx"
         try:
             batch = self.profiler.device.batch
-            path.write_bytes(self._space.to_onnx(architecture, self._dataset, batch=batch).SerializeToString())
+            path.write_bytes(self.space.to_onnx(architecture, self._dataset, batch=batch).SerializeToString())
             facts = model_facts(path)
         except (HwnasError, ValueError, OSError) as error:
             return f"{type(error).__name__}: {error}"

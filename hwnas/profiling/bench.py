@@ -103,8 +103,9 @@ class Bench:
 
     Attributes:
         info: What the worker found.
-        samples: Raw samples of everything measured, by id.
-        last: Joint figures of the latest batch, and the names of its networks: for comparisons.
+        samples: Raw samples of everything measured, by id; of all processes, one behind the other.
+        draws: Resamples of the figures, log ms, by id, on the level of the records. Those of one batch are joint, so
+            that differences within a batch are as sure as they can be.
     """
 
     def __init__(
@@ -137,7 +138,8 @@ class Bench:
         self._alive = False
         self._loaded: dict[str, _Loaded] = {}
         self.samples: dict[str, Floats] = {}
-        self.last: tuple[list[str], Estimate] | None = None
+        self.draws: dict[str, Floats] = {}
+        self._done = self._total = 0
         self._start()
         told = self._call({"op": "probe", "runtime": config.runtime}, _LOAD_S)
         self.info = DeviceInfo.from_json(told["info"])
@@ -153,15 +155,14 @@ class Bench:
         names = [candidate.id for candidate in candidates]
         if len({*names, *self._references}) != len(names) + len(self._references):
             raise ValueError(f"ids are wanted once each, and none of {sorted(self._references)}; got {sorted(names)}")
-        done = 0
+        self._done, self._total = 0, len(candidates)
         for begin in range(0, len(candidates), self._protocol.batch):
             batch = candidates[begin : begin + self._protocol.batch]
-            self._on_progress(done, len(candidates), f"measuring {len(batch)} networks")
             records = self._batch(batch)
             for candidate in batch:
                 yield records[candidate.id]
-            done += len(batch)
-            self._on_progress(done, len(candidates), "")
+            self._done += len(batch)
+            self._tell("")
 
     @property
     def levels(self) -> dict[str, float]:
@@ -224,8 +225,17 @@ class Bench:
                 records[candidate.id] = self._failed(candidate, faults)
             else:
                 records[candidate.id] = self._record(candidate, sessions, level, faults, started)
+                self._keep(candidate.id, sessions, level)
         self._unload([name for name in self._loaded if name not in self._references])
         return records
+
+    def _keep(self, name: str, sessions: Sequence[_Session], level: float) -> None:
+        """Samples and draws of a figure; the draws of several processes average as the figures do."""
+        self.samples[name] = np.concatenate([s.loaded[name].samples for s in sessions])
+        self.draws[name] = np.asarray(np.mean([s.wall.draws[:, s.at(name)] for s in sessions], axis=0) - level)
+
+    def _tell(self, text: str) -> None:
+        self._on_progress(self._done, self._total, text)
 
     def _sessions(self, members: Mapping[str, Candidate], faults: _Faults, rng: np.random.Generator) -> list[_Session]:
         found = []
@@ -286,9 +296,10 @@ class Bench:
             if name not in self._loaded:
                 self._load_one(name, path)
         left = False
-        for name in names:
+        for number, name in enumerate(names, start=1):
             try:
                 if name not in self._loaded:
+                    self._tell(f"loading network {number} of {len(names)}")
                     self._load_one(name, members[name].path)
                 left = True
             except Failure as failure:
@@ -313,6 +324,8 @@ class Bench:
         for r in range(protocol.most_rounds):
             order = [str(name) for name in rng.permutation([*self._references, *active])]
             orders.update("\n".join(order).encode())
+            names = f"{len(active)} networks" if active else "reference networks"
+            self._tell(f"round {r + 1} of at most {protocol.most_rounds}, {names}")
             self._round(r, order, plans, ids, visits, cpu)
             if r + 1 >= protocol.rounds and (r + 1 - protocol.rounds) % protocol.step == 0 and r + 1 < visits.shape[1]:
                 halves = self._estimate(visits[:, : r + 1], rng).half
@@ -322,13 +335,9 @@ class Bench:
         visits, cpu = visits[:, : r + 1], cpu[:, : r + 1]
         wall_s = (self._clock() - began) / len(ids)
         counts = {name: int((~np.isnan(visits[i])).sum()) for i, name in enumerate(ids)}
-        for name in ids:
-            self.samples[name] = loaded[name].samples
-        wall = self._estimate(visits, rng)
-        self.last = ids, wall
         return _Session(
             ids,
-            wall,
+            self._estimate(visits, rng),
             self._estimate(cpu, rng),
             dict(loaded),
             counts,

@@ -54,6 +54,20 @@ def facts() -> dict[str, str]:
     return {key: value for key, value in known.items() if value}
 
 
+def limits() -> dict[str, str]:
+    """What holds this process back, or makes clocks change, in words; only what is known."""
+    known = {
+        "container": "yes" if Path("/.dockerenv").exists() or Path("/run/.containerenv").exists() else "",
+        "CPU quota": _quota(_read(_SYS / "fs/cgroup/cpu.max")),
+        "memory limit": _gib(_read(_SYS / "fs/cgroup/memory.max")),
+        "governor": _read(_SYS / "devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "turbo": {"0": "on", "1": "off"}.get(_read(_SYS / "devices/system/cpu/intel_pstate/no_turbo"), "")
+        or {"0": "off", "1": "on"}.get(_read(_SYS / "devices/system/cpu/cpufreq/boost"), ""),
+        "clock": _clocks(),
+    }
+    return {key: value for key, value in known.items() if value}
+
+
 def conditions() -> dict[str, float | str | list[str]]:
     """How busy and how warm the machine is now.
 
@@ -124,6 +138,22 @@ def _run(command: list[str]) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout
+
+
+def _quota(told: str) -> str:
+    """cgroup's "QUOTA PERIOD" in CPUs."""
+    quota, _, period = told.partition(" ")
+    return f"{int(quota) / int(period):g} CPUs" if quota.isdecimal() and period.isdecimal() else ""
+
+
+def _gib(told: str) -> str:
+    return f"{int(told) / 2**30:.1f} GiB" if told.isdecimal() else ""
+
+
+def _clocks() -> str:
+    """Range of the first CPU's clock, where the system scales it."""
+    low, high = (_read(_SYS / f"devices/system/cpu/cpu0/cpufreq/scaling_{end}_freq") for end in ("min", "max"))
+    return f"{int(low) / 1e6:.2f} to {int(high) / 1e6:.2f} GHz" if low.isdecimal() and high.isdecimal() else ""
 
 
 @cache

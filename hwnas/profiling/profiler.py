@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -32,6 +34,8 @@ from hwnas.profiling.references import write_references
 from hwnas.profiling.transport import LocalTransport, SshTransport
 from hwnas.profiling.wire import Transport, WorkerDied, WorkerTimeout
 
+_IN_MEMORY = ("ort-cpu", "openvino", "torch-cpu")  # runtimes whose networks live in the machine's own memory
+_LIBRARIES_MIB = 4096  # mapped, not used
 _KEPT_FAILURES = ("unsupported_op", "invalid_model", "ep_fallback")  # would fail the same way tomorrow
 
 
@@ -81,15 +85,7 @@ class Profiler:
         self._benches: dict[str, Bench] = {}
         self._cache: ResultCache | None = None
         self._lock: _MachineLock | None = None
-        self.config = SessionConfig(
-            self.runtime,
-            threads=device.threads,
-            precision=device.precisions[0] if device.precisions else "fp32",
-            options=dict(device.options),
-            cache=str(resources.user_cache() / "engines"),
-            memory_limit_mib=None,
-            shapes={name: tuple(shape) for name, shape in (shapes or {}).items()},
-        )
+        self.config = session_config(device, self.runtime, shapes)
         try:
             self.sigma: float | None = None
             self.info = self._probe()
@@ -133,16 +129,41 @@ class Profiler:
                     seed=self._seed,
                     memory=self._memory,
                     energy=self._energy,
-                    on_progress=self._on_progress,
+                    on_progress=self._tell,
                 )
             except (Failure, WorkerDied, WorkerTimeout) as error:
                 raise DeviceUnavailable(f"device {self.device.name} cannot be measured on: {error}") from error
         return self._benches[protocol.name]
 
     @property
+    def benches(self) -> Mapping[str, Bench]:
+        """The workers that have been used, by name of their protocol: what they sampled, and how well it repeats."""
+        return self._benches
+
+    def watch(self, on_progress: OnProgress) -> None:
+        """From now on, say what is being measured."""
+        self._on_progress = on_progress
+
+    @property
     def noise_floor(self) -> tuple[float, bool]:
         """Between-session standard deviation, relative, and whether it was measured on this device."""
         return (DEFAULT_SIGMA, False) if self.sigma is None else (self.sigma, True)
+
+    def describe(self) -> dict[str, Any]:
+        """What the device is, how networks are run on it, and how sure its figures are, as plain values."""
+        floor, calibrated = self.noise_floor
+        return {
+            "device": self.device.name,
+            "title": self.info.device,
+            "runtime": self.runtime,
+            "threads": self.config.threads,
+            "precision": self.config.precision,
+            "versions": dict(self.info.versions),
+            "fingerprint": self.fingerprint,
+            "facts": dict(self.info.facts),
+            "noise_floor": floor,
+            "calibrated": calibrated,
+        }
 
     def calibrate(self, candidates: Sequence[Candidate], protocol: Protocol, sessions: int = 5) -> float:
         """Measure the same networks in fresh processes, and keep how much their figures differ between them.
@@ -156,16 +177,16 @@ class Profiler:
             The between-session standard deviation, relative.
 
         Raises:
+            ValueError: Fewer than two sessions.
             DeviceUnavailable: A network could not be measured.
         """
+        if sessions < 2:
+            raise ValueError(f"at least 2 sessions differ from each other; got {sessions}")
+        alone = replace(protocol, processes=1)  # several would average out what is asked for
         values, halves = [], []
         for number in range(sessions):
-            if self._on_progress is not None:
-                self._on_progress(number, sessions, f"session {number + 1} of {sessions}")
             # each in a process of its own, and on its own level: differences between sessions are what is asked for
-            with closing(
-                Bench(self._transport(), self.config, protocol, references=self._references, seed=self._seed + number)
-            ) as bench:
+            with closing(self._session(alone, number, sessions)) as bench:
                 records = list(bench.measure(candidates))
             figures = [_must(record) for record in records]
             values.append([math.log(figure.value) for figure in figures])
@@ -195,16 +216,30 @@ class Profiler:
     ) -> None:
         self.close()
 
-    def _probe(self) -> DeviceInfo:
-        transport = self._transport()
+    def _tell(self, done: int, total: int, text: str) -> None:
+        if self._on_progress is not None:
+            self._on_progress(done, total, text)
+
+    def _session(self, protocol: Protocol, number: int, sessions: int) -> Bench:
+        """One of several workers that all measure the same."""
+
+        def tell(done: int, total: int, text: str) -> None:
+            self._tell(number, sessions, f"session {number + 1} of {sessions}: {text}" if text else "")
+
         try:
-            transport.start()
-            told = transport.call({"op": "probe", "runtime": self.runtime}, timeout=60.0)
+            return Bench(
+                self._transport(),
+                self.config,
+                protocol,
+                references=self._references,
+                seed=self._seed + number,
+                on_progress=tell,
+            )
         except (Failure, WorkerDied, WorkerTimeout) as error:
             raise DeviceUnavailable(f"device {self.device.name} cannot be measured on: {error}") from error
-        finally:
-            transport.close()
-        info = DeviceInfo.from_json(told["info"])
+
+    def _probe(self) -> DeviceInfo:
+        info = probe(self.device, self.runtime, self._transport)
         if not info.available:
             raise DeviceUnavailable(f"device {self.device.name} cannot be measured on: {info.reason}")
         return info
@@ -265,6 +300,36 @@ def choose_runtime(device: Device) -> str:
     return there[0]
 
 
+def session_config(device: Device, runtime: str, shapes: Mapping[str, Sequence[int]] | None = None) -> SessionConfig:
+    """How networks are run on a device."""
+    return SessionConfig(
+        runtime,
+        threads=device.threads,
+        precision=device.precisions[0] if device.precisions else "fp32",
+        options=dict(device.options),
+        cache=str(resources.user_cache() / "engines"),
+        memory_limit_mib=_memory_limit(device, runtime),
+        shapes={name: tuple(shape) for name, shape in (shapes or {}).items()},
+    )
+
+
+def probe(device: Device, runtime: str, transport: Callable[[], Transport] | None = None) -> DeviceInfo:
+    """What a worker finds where a device is; nothing is run there, and no lock is taken.
+
+    Raises:
+        DeviceUnavailable: The worker does not start, or does not answer.
+    """
+    worker = (transport or (lambda: _transport(device)))()
+    try:
+        worker.start()
+        told = worker.call({"op": "probe", "runtime": runtime}, timeout=60.0)
+    except (Failure, WorkerDied, WorkerTimeout) as error:
+        raise DeviceUnavailable(f"device {device.name} cannot be measured on: {error}") from error
+    finally:
+        worker.close()
+    return DeviceInfo.from_json(told["info"])
+
+
 def calibration_file(device: str, config: SessionConfig) -> Path:
     """Where the calibration of a device (by fingerprint) with one runtime and so many threads is kept."""
     return (
@@ -306,6 +371,14 @@ def write_calibration(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return atomic.write(calibration_file(device, config), json.dumps(told, indent=2) + "\n")
+
+
+def _memory_limit(device: Device, runtime: str) -> float | None:
+    """Address space for a worker here, MiB: a network that cannot fit shall fail, and not drive the machine out of
+    memory. GPU drivers reserve far more than they use, so their workers have no limit."""
+    if device.host != "local" or runtime not in _IN_MEMORY or sys.platform != "linux":
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20 + _LIBRARIES_MIB
 
 
 def _transport(device: Device) -> Transport:

@@ -63,6 +63,8 @@ class ProcessTransport:
                 start_new_session=True,  # a group of its own, so that nothing outlives the worker
             )
         except OSError as error:
+            self._errors.close()
+            self._errors = None
             raise DeviceUnavailable(f"the worker {shlex.join(self._command)} does not start: {error}") from error
         self._process = process
         self._lines = queue.Queue()

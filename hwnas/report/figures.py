@@ -5,7 +5,7 @@ from __future__ import annotations
 from io import BytesIO
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -56,7 +56,7 @@ def render(figure: Figure, suffix: str, dpi: int = DPI) -> bytes:
 def front_figure(view: RunView) -> Figure:
     """The primary objective over each other one, all evaluated points, budgets and feasible area."""
     plots = projections(view)
-    figure = _figure(max(6.4, 5.0 * len(plots)), 4.4)
+    figure = new_figure(max(6.4, 5.0 * len(plots)), 4.4)
     every = figure.subplots(1, len(plots), squeeze=False)[0]
     for axes, plot in zip(every, plots, strict=True):
         _draw_front(axes, view, plot)
@@ -77,7 +77,7 @@ def front_figure(view: RunView) -> Figure:
 
 def hypervolume_figure(view: RunView) -> Figure:
     """Hypervolume, and the best value under the budgets, over the number of evaluations."""
-    figure = _figure(6.4, 5.0)
+    figure = new_figure(6.4, 5.0)
     above, below = figure.subplots(2, 1, sharex=True)
     queries = np.arange(1, view.n + 1)
     above.step(queries, view.hypervolumes, where="post", color=BLUE)
@@ -97,7 +97,8 @@ def hypervolume_figure(view: RunView) -> Figure:
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, on canvases of its own."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -116,9 +117,12 @@ def _draw_front(axes: Axes, view: RunView, plot: Projection) -> None:
     for group in groups(view):
         rows = [i for i in group.indices if np.isfinite(x[i]) and np.isfinite(y[i])]
         if np.any(wide[rows] > 0) or np.any(high[rows] > 0):
-            # the intervals of the many others must not hide the front
-            bars: dict[str, Any] = {"ecolor": group.colour, "alpha": 1.0 if group.size > 8 else 0.35, "lw": 0.8}
-            axes.errorbar(x[rows], y[rows], xerr=wide[rows].T, yerr=high[rows].T, fmt="none", zorder=2, **bars)
+            # the intervals of the many others must not hide the front, whose own must not hide behind its marks
+            few = group.size > 8
+            bars: dict[str, Any] = {"ecolor": "black", "capsize": 2} if few else {"ecolor": group.colour, "alpha": 0.35}
+            bars |= {"lw": 0.8, "zorder": 5 if few else 2}
+            xerr, yerr = (spread[rows].T if np.any(spread[rows] > 0) else None for spread in (wide, high))
+            axes.errorbar(x[rows], y[rows], xerr=xerr, yerr=yerr, fmt="none", **bars)
         hollow = group.plotly.endswith("open") and group.matplotlib != "x"
         axes.scatter(
             x[rows],
@@ -133,7 +137,7 @@ def _draw_front(axes: Axes, view: RunView, plot: Projection) -> None:
         )
     axes.set_xlim(left, right)
     if logarithmic(view, plot):
-        _logarithmic(axes)
+        log_axis(axes, "y")
     axes.set_ylim(bottom, top)
     across, up = plot.titles(view)
     axes.set_xlabel(across)
@@ -162,13 +166,15 @@ def _draw_budgets(axes: Axes, view: RunView, plot: Projection) -> None:
         axes.fill_between([x0, x1], y0, y1, color=GREEN, alpha=0.08, lw=0, label="feasible", zorder=0)
 
 
-def _logarithmic(axes: Axes) -> None:
+def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
+    """Make an axis logarithmic, with ticks that people read."""
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axes.set(**{f"{which}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _reference(view: RunView) -> str:

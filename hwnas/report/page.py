@@ -219,7 +219,9 @@ def _context(view: RunView) -> list[str]:
     command = f"<pre>{escape(view.command)}</pre>" if view.command else "<p>not recorded</p>"
     run = {"space": view.state.space, "queries": view.state.queries, "seed": view.state.seed, "made": view.created}
     paid = {name.replace("_", " "): value for name, value in view.ledger.to_json().items()}
+    measured = [f"<h2>Measured on {escape(name)}</h2>{facts_table(told)}" for name, told in view.measured.items()]
     return [
+        *measured,
         "<h2>Make it again</h2>",
         command,
         f'<div class="halves"><div><h2>What the search paid</h2>{facts_table(paid)}</div>',

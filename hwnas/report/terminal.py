@@ -10,6 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from hwnas.core.measurement import Source
 from hwnas.core.wording import known, quantity
 from hwnas.report.view import Column, RunView
 
@@ -124,7 +125,19 @@ def sentences(view: RunView) -> list[str]:
     if view.knee not in (None, view.recommended):
         told.append(f"Knee of the front: {_values(view, view.knee)} (query {view.knee + 1}).")
     told.append(f"{int(view.feasible.sum())} of {view.n} evaluated are feasible, {len(view.front)} on the front.")
-    return [*told, *_split(view), *_failures(view), *view.notes, *_ledger(view)]
+    return [*told, *_split(view), *_predicted(view), *_failures(view), *view.notes, *_ledger(view)]
+
+
+def _predicted(view: RunView) -> list[str]:
+    """A front that is partly a guess is no finding yet."""
+    told = []
+    for column in view.columns:
+        rows = [row for i in view.front if (row := view.measurement(i, column)) is not None]
+        guessed = sum(row.context.source is Source.PREDICTED for row in rows)
+        if guessed:
+            title = known(column[0]).title
+            told.append(f"{title.capitalize()} is predicted, not measured, for {guessed} of the front's {len(rows)}.")
+    return told
 
 
 def _split(view: RunView) -> list[str]:

@@ -16,8 +16,8 @@ def to_json(view: RunView) -> dict[str, Any]:
     """The whole result as plain dicts, lists, strings and finite numbers (`json.dumps(..., allow_nan=False)` works).
 
     Keys: schema, finished, evaluations, queries, space, seed, objectives, budgets, feasible, recommended, nearest,
-    knee, runner_up, front, hypervolume, failures, ledger, config, command, versions, created. Architectures carry
-    all their metrics, by column, with unit, source, context, interval and status.
+    knee, runner_up, front, hypervolume, failures, measured (by device: noise floor, retests), ledger, config, command,
+    versions, created. Architectures carry all their metrics, by column: value, unit, source, context, interval, status.
     """
     state = view.state
     return {
@@ -47,6 +47,7 @@ def to_json(view: RunView) -> dict[str, Any]:
             "reference_note": view.reference_note,
         },
         "failures": dict(view.statuses),
+        "measured": plain(view.measured),
         "ledger": view.ledger.to_json(),
         "config": plain(view.config),
         "command": view.command,

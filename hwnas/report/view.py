@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -49,6 +49,8 @@ class RunView:
         reference: `m` losses: the hypervolume's reference point.
         reference_note: Where the reference point comes from, in words.
         run: The run's directory as the user would type it; "RUN" where unknown.
+        notes: Sentences on how the numbers were measured.
+        measured: For each device that was measured on here: what it is and how well its figures repeat.
     """
 
     state: SearchState
@@ -63,6 +65,7 @@ class RunView:
     reference_note: str
     run: str = "RUN"
     notes: tuple[str, ...] = ()
+    measured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -78,6 +81,7 @@ class RunView:
         reference: Sequence[float] | Floats | None = None,
         extra: Sequence[Measurement] = (),
         notes: Sequence[str] = (),
+        measured: Mapping[str, Mapping[str, Any]] | None = None,
         run: str = "RUN",
     ) -> RunView:
         """The view of a search.
@@ -94,6 +98,7 @@ class RunView:
                 not given, which is only comparable inside one run, and says so.
             extra: Facts that the search did not see, e.g. the front's test error: shown, never searched on.
             notes: Sentences on how the numbers were measured.
+            measured: For each device that was measured on: what `hwnas.finals.Finals.devices` says.
             run: The run directory, for the commands that the report suggests.
         """
         state = _with_extra(state, extra)
@@ -114,6 +119,7 @@ class RunView:
             ),
             run=run,
             notes=tuple(notes),
+            measured={name: _repeatability(told) for name, told in (measured or {}).items()},
         )
 
     @property
@@ -342,6 +348,21 @@ def live_graph(graph: ArchGraph) -> ArchGraph:
     number = {old: new for new, old in enumerate(i for i, op in enumerate(graph.ops) if op != "none")}
     edges = tuple((number[s], number[t]) for s, t in graph.edges if s in number and t in number)
     return ArchGraph(tuple(graph.ops[i] for i in number), edges).pruned()
+
+
+def _repeatability(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What a reader should know of a device that was measured on; relative numbers, None where unknown."""
+    names = ("title", "runtime", "threads", "precision", "versions", "fingerprint", "noise_floor", "calibrated")
+    again = told.get("retests") or {}
+    checked, held = told.get("audits") or (0, 0)
+    return {
+        **{name: told[name] for name in names if name in told},
+        "retest_pairs": again.get("pairs", 0),
+        "retest_tau": again.get("tau"),
+        "retest_rel": again.get("relative"),
+        "predictions_checked": checked,
+        "predictions_held": held,
+    }
 
 
 def _with_extra(state: SearchState, extra: Sequence[Measurement]) -> SearchState:

@@ -20,7 +20,7 @@ _BLOCK = 5  # runs whose median is compared with that of the next block while wa
 # What runtimes say, in their own words, and what it means. Their exceptions share no base class, and one class is used
 # for many things, so the text decides.
 _SIGNS: tuple[tuple[str, Status], ...] = (
-    ("failed to allocate memory", Status.OUT_OF_MEMORY),
+    ("failed to allocate", Status.OUT_OF_MEMORY),
     ("out of memory", Status.OUT_OF_MEMORY),
     ("bad_alloc", Status.OUT_OF_MEMORY),
     ("cannot allocate memory", Status.OUT_OF_MEMORY),

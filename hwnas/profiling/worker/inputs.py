@@ -45,7 +45,7 @@ def _static(name: str, declared: Sequence[int | str | None], given: Sequence[int
             raise Failure(
                 Status.INVALID_MODEL,
                 f"input {name!r} has the dynamic shape {list(declared)}; say what to run with "
-                f"--shape {name}=1,3,224,224",
+                f"--shape {name}={'x'.join(str(size or 1) for size in told)}",
             )
         return tuple(size for size in told if size is not None)
     fits = len(given) == len(told) and all(b in (None, a) for a, b in zip(given, told, strict=True))

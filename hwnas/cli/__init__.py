@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 import hwnas
+from hwnas.cli import measuring
+from hwnas.cli.shared import Json, Quiet, Tables, stderr, stdout
 from hwnas.errors import HwnasError, InvalidSetting
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 INTERRUPTED = 130
 NOTHING_FEASIBLE = 1
@@ -29,12 +27,10 @@ app = typer.Typer(
 )
 tables_app = typer.Typer(help="Benchmark tables: list, add, fetch.", no_args_is_help=True)
 app.add_typer(tables_app, name="tables")
+app.command()(measuring.profile)
+app.command()(measuring.calibrate)
+app.command()(measuring.doctor)
 
-Tables = Annotated[
-    Path | None,
-    typer.Option("--tables", help="Folder of Parquet tables; default: HWNAS_TABLES, then the user's own folder."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]
 Budget = str | None
 
 
@@ -46,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         app(args=None if argv is None else list(argv))
     except HwnasError as error:
-        _stderr().print(f"[bold red]{type(error).__name__}:[/] ", end="")
-        _stderr().print(str(error), markup=False, highlight=False, soft_wrap=True)
+        stderr().print(f"[bold red]{type(error).__name__}:[/] ", end="")
+        stderr().print(str(error), markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(error.exit_code) from error
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
@@ -109,7 +105,7 @@ def search(
     resume: Annotated[Path | None, typer.Option(help="Continue this run directory exactly where it stopped.")] = None,
     models: Annotated[str, typer.Option(help="ONNX models to write into the run: front, best or none.")] = "front",
     as_json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Search for the best networks under a budget, and write a run directory with everything about them."""
     from hwnas import api
@@ -143,14 +139,14 @@ def search(
     given = {key: value for key, value in given.items() if value is not None}
     if models not in ("front", "best", "none"):
         raise InvalidSetting(f"--models is front, best or none; got {models!r}")
-    console = _stderr()
+    console = stderr()
     with Progress(console, shown=not (quiet or as_json)) as progress:
         try:
             run = api.open_run(given, config=config, out=out, resume=resume)
             for name, (then, now) in run.changed_versions().items():
                 console.print(f"note: {name} was {then} when this run began and is {now} now: results may differ")
             progress.start(run.state, None if run.directory is None else run.directory.path)
-            result = run.finish(on_step=progress.step, models=models)
+            result = run.finish(on_step=progress.step, on_measure=progress.on_device, models=models)
         except KeyboardInterrupt:
             progress.stop()
             if progress.folder is not None:
@@ -214,7 +210,7 @@ def devices(tables: Tables = None, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
     else:
-        _stdout().print(listing.devices_table(rows))
+        stdout().print(listing.devices_table(rows))
 
 
 @tables_app.command("list")
@@ -226,7 +222,7 @@ def tables_list(tables: Tables = None, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(found, indent=2))
     else:
-        _stdout().print(listing.tables_table(found, tables))
+        stdout().print(listing.tables_table(found, tables))
 
 
 @tables_app.command("add")
@@ -287,16 +283,4 @@ def _show(result: Any, *, as_json: bool, quiet: bool = False) -> None:
     if as_json:
         print(json.dumps(result.to_json(), indent=2))
     elif not quiet:
-        _stdout().print(result)
-
-
-def _stdout() -> Console:
-    from rich.console import Console
-
-    return Console()
-
-
-def _stderr() -> Console:
-    from rich.console import Console
-
-    return Console(file=sys.stderr)
+        stdout().print(result)

@@ -1,0 +1,133 @@
+"""A whole search on ONNX Runtime's CPU provider: what it shows, keeps and reports about its measurements."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from hwnas import api
+from hwnas.core.measurement import Source
+from hwnas.profiling.protocol import PROTOCOLS
+from hwnas.progress import Measuring, Progress
+from hwnas.report import html
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[api.SearchResult, list[tuple[str, int, int, str]]]:
+    """A finished search, and what it said while it measured."""
+    folder = tmp_path_factory.mktemp("measured")
+    told: list[tuple[str, int, int, str]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HWNAS_CACHE", str(folder / "cache"))
+        patch.delenv("HWNAS_TABLES", raising=False)
+        patch.setenv("XDG_DATA_HOME", str(folder / "data"))
+        brief = replace(PROTOCOLS["final"], rounds=6, most_rounds=6)
+        patch.setitem(PROTOCOLS, "final", brief)
+        given = {
+            "devices": ["cpu"],
+            "budgets": {"latency": "1s"},
+            "objectives": ["error", "latency", "peak_memory"],
+            "queries": 4,
+            "generator": "random",
+            "preset": "quick",
+            "source": "surrogate",
+        }
+        opened = api.open_run(given, out=folder / "run")
+        result = opened.finish(on_measure=lambda *words: told.append(words), models="best")
+    return result, told
+
+
+def test_the_front_is_measured_with_care(run: tuple[api.SearchResult, object]) -> None:
+    result, _ = run
+    assert result.best is not None
+    for found in result.front:
+        row = found.evaluation.find("latency_ms", "cpu")
+        assert row is not None
+        assert row.context.source is Source.MEASURED
+        assert str(row.context.fidelity).startswith("protocol final")
+        assert row.interval is not None
+
+
+def test_what_is_measured_is_said_with_its_round(run: tuple[object, list[tuple[str, int, int, str]]]) -> None:
+    _, told = run
+    assert {device for device, *_ in told} == {"cpu"}
+    texts = [text for *_, text in told]
+    assert any(text.startswith("loading network 1 of ") for text in texts)
+    assert any(text.startswith("round 3 of at most 10, ") for text in texts)
+    assert any(text.startswith("final measurements: round ") for text in texts)
+    assert all(0 <= done <= total for _, done, total, _ in told)
+
+
+def test_raw_samples_are_kept_and_found_by_architecture(run: tuple[api.SearchResult, object]) -> None:
+    result, _ = run
+    assert result.folder is not None
+    samples = np.load(result.folder / "samples" / "cpu-1.npz")
+    networks = json.loads((result.folder / "measurements.json").read_text())["devices"]["cpu"]["networks"]
+    assert set(networks) == {found.architecture.key for found in result.archive}
+    for name in networks.values():
+        table = samples[f"quick/{name}"]
+        assert table.shape[1] == 7
+        assert (table[:, 1] > 0).all()
+    careful = samples[f"final/{networks[result.front[0].architecture.key]}"]
+    assert np.sum(np.diff(careful[:, 0]) < 0) == 2  # three processes, one behind the other
+    assert len(samples["final/exported"]) > 0
+
+
+def test_reports_tell_noise_floor_and_retests(run: tuple[api.SearchResult, object]) -> None:
+    result, _ = run
+    assert result.folder is not None
+    told = json.loads((result.folder / "front.json").read_text())["measured"]["cpu"]
+    assert told["runtime"] == "ort-cpu"
+    assert (told["noise_floor"], told["calibrated"]) == (0.025, False)
+    assert {"retest_tau", "retest_rel", "retest_pairs"} <= told.keys()
+    assert told == api.load(result.folder).to_json()["measured"]["cpu"]
+    page = html(result.view)
+    assert "Measured on cpu" in page
+    assert "noise_floor" in page
+    assert "±" in page
+
+
+def test_a_search_that_is_stopped_keeps_its_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HWNAS_CACHE", str(tmp_path / "cache"))
+    given = {
+        "devices": ["cpu"],
+        "queries": 4,
+        "batch": 1,
+        "generator": "random",
+        "preset": "quick",
+        "source": "surrogate",
+    }
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        api.open_run(given, out=tmp_path / "run").finish(on_step=stop)
+    assert len(np.load(tmp_path / "run" / "samples" / "cpu-1.npz").files) == 1
+
+
+def test_a_log_file_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1000, 4))
+    monkeypatch.setattr("hwnas.progress.time.monotonic", lambda: float(next(clock)))
+    text = io.StringIO()
+    with Measuring(Console(file=text, width=200), shown=True) as progress:
+        for i in range(6):
+            progress.on_device("cpu", i, 9, f"round {i} [of many]")
+        progress.on_device("cpu", 9, 9, "")
+    lines = text.getvalue().splitlines()
+    assert 1 <= len(lines) <= 3
+    assert all(line.startswith("cpu: ") and "[of many]" in line for line in lines)
+
+
+def test_nothing_is_shown_where_nothing_shall_be() -> None:
+    text = io.StringIO()
+    for kind in (Measuring, Progress):
+        with kind(Console(file=text), shown=False) as progress:
+            progress.on_device("cpu", 1, 2, "round 1")
+    assert text.getvalue() == ""
