@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from networks import Branches, FBNetLike, Loops, Pair, ResNetLike, Unknown, Various
 from torch import nn
 from torch.nn import functional as F
@@ -21,7 +23,7 @@ from hwnas.nn.calibrate import calibrate
 from hwnas.seeding import torch_seeded
 from hwnas.spaces import codes
 from hwnas.spaces.nb201 import NasBench201
-from hwnas.testing.spaces import difference, run_onnx, run_torch
+from hwnas.testing.spaces import difference, often, run_onnx, run_torch
 
 SPACE = NasBench201()
 BIG, SMALL = (1, 3, 64, 64), (1, 3, 16, 16)
@@ -291,6 +293,35 @@ FUNCTIONS = {
 SHAPE = (2, 4, 6, 8)
 
 
+@st.composite
+def a_layer(draw, shape):
+    """A layer that takes images of `shape`, and the shape that it gives."""
+    _, channels, h, w = shape
+    sizes = st.tuples(st.integers(1, min(3, h)), st.integers(1, min(3, w)))
+    steps, twice = st.tuples(st.integers(1, 2), st.integers(1, 2)), st.integers(1, 2)
+    kernel, stride = draw(sizes), draw(steps)
+    pads = tuple(draw(st.integers(0, size // 2)) for size in kernel)
+    ceil = draw(st.booleans())
+    after = 4 * draw(twice)
+    kinds = [
+        lambda: nn.Conv2d(channels, after, kernel, stride, pads, groups=draw(st.sampled_from([1, 2, 4]))),
+        lambda: nn.Conv2d(channels, after, kernel, 1, pads, bias=False),
+        lambda: nn.ConvTranspose2d(channels, after, kernel, stride, 0),
+        lambda: nn.BatchNorm2d(channels),
+        lambda: nn.MaxPool2d(kernel, stride, pads, ceil_mode=ceil),
+        lambda: nn.AvgPool2d(kernel, stride, pads, count_include_pad=draw(st.booleans())),
+        lambda: nn.AdaptiveAvgPool2d(1),
+        lambda: draw(st.sampled_from([nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.Hardsigmoid]))(),
+        lambda: nn.PReLU(channels),
+        lambda: nn.GroupNorm(2, channels),
+        lambda: nn.ChannelShuffle(2),
+        lambda: nn.Upsample(scale_factor=2, mode=draw(st.sampled_from(["nearest", "bilinear"]))),
+    ]
+    layer = draw(st.sampled_from(kinds))()
+    with torch.no_grad():
+        return layer, tuple(layer.eval()(torch.zeros(shape)).shape)
+
+
 class TestLowering:
     @pytest.mark.parametrize("layer", LAYERS, ids=str)
     def test_layers(self, layer):
@@ -308,6 +339,43 @@ class TestLowering:
             found = run_onnx(model, images(SHAPE, seed))
             assert found.shape == wanted.shape
             assert difference(found, wanted) < 1e-5
+
+    def test_layers_that_are_called_twice(self):
+        class Shared(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv = nn.Conv2d(4, 4, 3, padding=1)
+                self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(2))
+
+            def forward(self, x):
+                once = self.norms[0](self.conv(x))
+                return self.conv(self.conv(once)) + self.norms[1](self.conv(once))
+
+        module = make(Shared)
+        calibrate(module, SHAPE[1:], rng=np.random.default_rng(0), batch=4)
+        model = to_onnx(module, torch.zeros(SHAPE))
+        assert difference(run_onnx(model, images(SHAPE)), run_torch(module, images(SHAPE))) < 1e-5
+        assert len(model.graph.initializer) == 2 * 3  # plain, and folded with each norm
+
+    @often
+    @given(st.data())
+    def test_random_stacks(self, data):
+        """Layers with settings of all kinds, one after the other, there and back."""
+        layers, shape = [], (1, 4, 9, 12)
+        for _ in range(data.draw(st.integers(1, 5))):
+            layer, shape = data.draw(a_layer(shape))
+            layers.append(layer)
+        with torch_seeded(np.random.default_rng(0)):
+            module = nn.Sequential(*layers).eval()
+            for layer in module:
+                if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+                    nn.init.normal_(layer.weight, std=0.3)
+        start = (1, 4, 9, 12)
+        model = to_onnx(module, torch.zeros(start))
+        wanted = run_torch(module, images(start))
+        assert difference(run_onnx(model, images(start)), wanted) < 1e-4
+        with torch.no_grad():
+            assert difference(to_torch(model)(torch.from_numpy(images(start)))[0].numpy(), wanted) < 1e-4
 
     @pytest.mark.parametrize(
         ("function", "message"),

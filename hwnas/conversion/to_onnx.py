@@ -211,6 +211,8 @@ class _At:
     def __init__(self, lowering: _Lowering, node: fx.Node, shape: Any) -> None:
         self._lowering, self.name, self.shape = lowering, node.name, shape
         self.target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        # a layer that is called twice has its weights in the file once
+        self.owner = self.target if node.op == "call_module" else node.name
         self.writer = lowering.writer
 
     def add(self, kind: str, *values: Any, **attributes: Any) -> str:
@@ -236,7 +238,7 @@ class _At:
         return self._lowering.constant(np.array(sizes, dtype=np.int64))
 
     def weight(self, part: str, value: NDArray[Any]) -> str:
-        return self.writer.constant(f"{self.name}.{part}", value.astype(np.float32))
+        return self.writer.constant(f"{self.owner}.{part}", value.astype(np.float32))
 
     def reshape(self, x: Value | str) -> str:
         return self.add("Reshape", x, self.whole(*self.shape))
@@ -284,6 +286,7 @@ def _conv(at: _At, layer: Any, x: Value, norm: Any = None) -> Any:
     weight = _array(layer.weight)
     bias = None if layer.bias is None else _array(layer.bias)
     if norm is not None:
+        at.owner = f"{at.name}.folded"  # called twice, it may have another norm behind it each time
         # w' = w * g, b' = shift + (b - mean) * g, g = scale / sqrt(var + eps); in double precision, rounded once
         scale, shift, mean, variance = _statistics(norm)
         factor = scale / np.sqrt(variance + norm.eps)
