@@ -60,6 +60,7 @@ class Exported:
         input_shape: With batch first.
         output_shape: With batch first.
         opset: Of the ONNX model.
+        exporter: What wrote its graph, as the model's metadata says; None where they do not.
     """
 
     evaluation: Evaluation
@@ -71,6 +72,7 @@ class Exported:
     input_shape: tuple[int, ...] = ()
     output_shape: tuple[int, ...] = ()
     opset: int | None = None
+    exporter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,8 @@ def _export_one(
         atomic.write(path.with_suffix(CERTIFICATE), json.dumps(certificate, indent=1, allow_nan=False) + "\n")
     opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     digest = hashlib.sha256(content).hexdigest()
-    return Exported(item, path.name, Status.OK, "", digest, len(content), given, got, opset)
+    exporter = next((entry.value for entry in model.metadata_props if entry.key == "hwnas.exporter"), None)
+    return Exported(item, path.name, Status.OK, "", digest, len(content), given, got, opset, exporter)
 
 
 def _annotate(model: onnx.ModelProto, space: SearchSpace, item: Evaluation, about: Mapping[str, Any]) -> None:
@@ -370,6 +373,7 @@ def _entry(space: SearchSpace, model: Exported, recommended: bool) -> dict[str, 
         "input_shape": list(model.input_shape),
         "output_shape": list(model.output_shape),
         "opset": model.opset,
+        "exporter": model.exporter,
         "metrics": [_fact(row) for row in model.evaluation.measurements],
     }
 

@@ -88,6 +88,7 @@ def test_models_run_and_tell_what_they_are(tmp_path: Path) -> None:
         assert facts["hwnas.architecture"] == SPACE.format(architecture) == entry["arch"]
         assert facts["hwnas.key"] == architecture.key == entry["key"]
         assert facts["hwnas.weights"] == "untrained"
+        assert facts["hwnas.exporter"] == entry["exporter"] == "direct"
         assert facts["hwnas.dataset"] == DATASET
         rows = [{**fact, "architecture": architecture.key} for fact in json.loads(facts["hwnas.metrics"])]
         told = [Measurement.from_json(row) for row in rows]

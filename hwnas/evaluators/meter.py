@@ -211,7 +211,9 @@ def _memory(record: Record) -> tuple[float | None, str]:
     memory: Any = record.memory
     if memory is None or memory.activation_peak is None:
         return None, f"{record.setup.runtime} does not tell its memory plan"
-    return (memory.activation_peak + record.subject.facts.get("weights_bytes", 0)) / _MIB, ""
+    # as the runtime keeps them, in its precision; else as they are in the file
+    weights = record.subject.facts.get("weights_bytes", 0) if memory.weights is None else memory.weights
+    return (memory.activation_peak + weights) / _MIB, ""
 
 
 def _failure(architecture: Architecture, metric: str, context: Context, status: Status, message: str) -> Measurement:
