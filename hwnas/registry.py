@@ -5,11 +5,13 @@ A plugin package declares, for example
     [project.entry-points."hwnas.generators"]
     my-method = "my_package.module:factory"
 
-and `--generator my-method` works. A factory takes the search space and, as keywords, its own settings.
+and `--generator my-method` works. A factory takes the search space and its own settings: as keywords, or as one
+argument `settings`, a dataclass that has them all.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import types
@@ -23,8 +25,8 @@ from hwnas.errors import InvalidSetting, UnknownName
 
 _SPACES = {"nb201": "hwnas.spaces.nb201:NasBench201"}
 _GENERATORS = {
-    "agnet": "hwnas.generators.agnet:agnet",
-    "agnet-paper": "hwnas.generators.agnet_paper:agnet_paper",
+    "agnet": "hwnas.generators.agnet:AgNet",
+    "agnet-paper": "hwnas.generators.agnet_paper:AgNetPaper",
     "random": "hwnas.generators.random:RandomSearch",
     "evolution": "hwnas.generators.evolution:RegularizedEvolution",
     "eda": "hwnas.generators.eda:MarginalEDA",
@@ -78,19 +80,30 @@ def generator(name: str, search_space: SearchSpace, settings: Mapping[str, Any] 
         factory: Callable[..., Generator] = PymooEA
     else:
         factory = _resolve("generator", name, "hwnas.generators", _GENERATORS)
-    admitted = [p for p in inspect.signature(factory).parameters if p != "space"]
     hints = typing.get_type_hints(inspect.getattr_static(factory, "__init__") if inspect.isclass(factory) else factory)
+    admitted = [p for p in inspect.signature(factory).parameters if p != "space"]
+    settings_class = _dataclass(hints.get("settings"))
+    if settings_class is not None:
+        hints = typing.get_type_hints(settings_class)
+        admitted = [field.name for field in dataclasses.fields(settings_class)]
     for key, value in chosen.items():
         if key not in admitted:
             raise InvalidSetting(f"generator {name!r} has no setting {key!r}. Known: {', '.join(admitted) or 'none'}")
         if key in hints and not _fits(value, hints[key]):
             raise InvalidSetting(f"generator {name!r}: {key} wants {_words(hints[key])}; got {value!r}")
     try:
+        if settings_class is not None:
+            return factory(search_space, settings_class(**chosen))
         return factory(search_space, **chosen)
     except (TypeError, ValueError) as error:
         if isinstance(error, UnknownName):
             raise
         raise InvalidSetting(f"generator {name!r} refuses its settings {chosen}: {error}") from error
+
+
+def _dataclass(hint: Any) -> Any:
+    """The dataclass in an annotation such as `Settings | None`, or None."""
+    return next((kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)), None)
 
 
 _TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "nothing"}

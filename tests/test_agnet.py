@@ -21,7 +21,7 @@ from hwnas.core.state import SearchState
 from hwnas.errors import InvalidArchitecture, InvalidSetting
 from hwnas.evaluators.surrogate import SurrogateEvaluator
 from hwnas.generators.acquisition import chance_below, expected_excess, expected_hypervolume_improvement
-from hwnas.generators.agnet import AgNet, Settings, agnet
+from hwnas.generators.agnet import AgNet, Settings
 from hwnas.generators.graph_sampler import GraphSampler
 from hwnas.loop import Search
 from hwnas.measure import Measure
@@ -322,7 +322,7 @@ def test_the_registry_knows_it_and_refuses_what_it_does_not_have() -> None:
     made = registry.generator("agnet", ToySpace(), {"batch": 2, "ranking": 0.1, "blocks": ["code"], "paired": False})
     assert isinstance(made, AgNet)
     assert made.settings == Settings(batch=2, ranking=0.1, blocks=("code",), paired=False)
-    assert agnet(ToySpace()).settings == Settings()
+    assert registry.generator("agnet", ToySpace()).settings == Settings()  # type: ignore[attr-defined]
     with pytest.raises(InvalidSetting, match="beam"):
         registry.generator("agnet", ToySpace(), {"beam": 2})
 

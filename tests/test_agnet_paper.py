@@ -21,7 +21,6 @@ from hwnas.generators.agnet_paper import (
     JointPredictor,
     Outputs,
     Settings,
-    agnet_paper,
     clipped,
     positions,
     rank_weights,
@@ -58,7 +57,7 @@ class TestAgNetPaper(GeneratorSuite):
     seeds = (0, 1, 2)
 
     def make(self, space: SearchSpace) -> Generator:
-        return agnet_paper(space, **SMALL)
+        return AgNetPaper(space, Settings(**SMALL))
 
 
 def toy_state(*constraints: Constraint, objectives: tuple[Objective, ...] = OBJECTIVES, n: int = 12) -> SearchState:
@@ -191,7 +190,7 @@ def test_failures_weigh_nothing_and_never_enter_the_targets() -> None:
         lambda architecture, metric: architecture.code[0] == 1 and metric == "val_error_pct",
     )
     state = SearchState("toy", OBJECTIVES).tell(every_third)
-    generator = agnet_paper(ToySpace(), **SMALL)
+    generator = AgNetPaper(ToySpace(), Settings(**SMALL))
     examples = generator._examples(state, Outputs.of(state))
     measured = int((~np.isnan(state.losses).any(axis=1)).sum())
     assert examples is not None
@@ -216,7 +215,7 @@ def test_continuing_gives_the_same_weights_to_the_last_bit() -> None:
 @pytest.mark.parametrize("objectives", [OBJECTIVES[:1], (*OBJECTIVES, Objective("energy_mj", DEVICE))])
 @pytest.mark.parametrize("mode", ["joint", "constrained"])
 def test_one_and_three_objectives_with_a_budget(objectives: tuple[Objective, ...], mode: str) -> None:
-    generator = agnet_paper(ToySpace(), **(SMALL | {"mode": mode}))
+    generator = AgNetPaper(ToySpace(), Settings(**(SMALL | {"mode": mode})))
     state = SearchState("toy", objectives, (LATENCY,))
     wanted = (*WANTED, ("energy_mj", DEVICE))
     for _ in range(3):
@@ -231,7 +230,7 @@ def test_one_and_three_objectives_with_a_budget(objectives: tuple[Objective, ...
 
 
 def test_the_pool_is_ordered_as_predicted_and_proposals_are_its_head() -> None:
-    generator = agnet_paper(ToySpace(), **SMALL)
+    generator = AgNetPaper(ToySpace(), Settings(**SMALL))
     state = toy_state(n=14)
     generator.update(state, rng=state.rng("update"))
     proposed = generator.propose(state, 5, rng=state.rng("propose"))
@@ -250,7 +249,7 @@ def test_samples_that_are_never_valid_end_in_uniform_draws_that_are_counted() ->
 
             raise InvalidArchitecture(f"nothing is good enough; got {graph}")
 
-    generator, state = agnet_paper(Picky(), **SMALL), toy_state(n=14)
+    generator, state = AgNetPaper(Picky(), Settings(**SMALL)), toy_state(n=14)
     generator.update(state, rng=state.rng("update"))
     assert len(generator.propose(state, 4, rng=state.rng("propose"))) == 4
     assert generator.drawn.filled == 4
@@ -271,7 +270,7 @@ def test_weights_of_another_space_are_refused() -> None:
     suite = TestAgNetPaper()
     _, generator = suite.run(steps=1)
     with pytest.raises(RunIncompatible, match="do not fit agnet-paper on space 'nb201'"):
-        agnet_paper(NasBench201()).load_state_dict(generator.state_dict())
+        AgNetPaper(NasBench201()).load_state_dict(generator.state_dict())
     with pytest.raises(RunIncompatible, match="format"):
         generator.load_state_dict({"format": 0})
 
@@ -290,7 +289,7 @@ def test_a_search_on_the_tables_beats_its_own_random_start(tables_dir: Path) -> 
     budget = Constraint("latency_ms", 5.0, "edgegpu")
     plan = tuple(((o.metric, o.device), evaluator) for o in objectives)
     state = SearchState("nb201", objectives, (budget,), queries=192, seed=0)
-    end = Search(space, agnet_paper(space), Measure(MemoryStore(), plan)).run(state)
+    end = Search(space, AgNetPaper(space), Measure(MemoryStore(), plan)).run(state)
     feasible = end.violations == 0
     assert feasible[96:].mean() > 0.55, "0.42 of the space is feasible"
     # feasible with feasible: what breaks the budget is larger and more accurate

@@ -75,7 +75,7 @@ class Settings:
         pretrain_steps: Batches of unlabelled architectures before the search, where edges are free.
     """
 
-    initial: int = 16
+    initial: int = 8
     batch: int = 4
     surrogate: bool = True
     paired: bool = True
@@ -99,6 +99,7 @@ class Settings:
     pretrain_steps: int = 150
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", tuple(self.blocks))  # a list where it comes from TOML or JSON
         least = {"initial": 2, "batch": 1, "generated": 1, "uniform": 1, "refit": 1, "iterations": 1, "tune_every": 1}
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
@@ -386,43 +387,3 @@ class _Chooser:
             if (mean[likely, :m] < point).all(axis=1).mean() >= _INSIDE:
                 break
         return np.asarray(point)
-
-
-def agnet(
-    space: SearchSpace,
-    *,
-    initial: int = 16,
-    batch: int = 4,
-    surrogate: bool = True,
-    paired: bool = True,
-    generator: bool = True,
-    acquisition: Literal["ehvi", "mean", "rank"] = "ehvi",
-    neighbours: int = 800,
-    blocks: Sequence[str] = ("code", "shape"),
-    devices: bool = True,
-    compress: float = 0.5,
-    ranking: float = 0.0,
-    reference: float = 0.5,
-    exploit: float = 0.5,
-    tune_steps: int = 10,
-) -> AgNet:
-    """Factory of the registry; for the settings see `Settings`, which has all of them."""
-    return AgNet(
-        space,
-        Settings(
-            initial=initial,
-            batch=batch,
-            surrogate=surrogate,
-            paired=paired,
-            generator=generator,
-            acquisition=acquisition,
-            neighbours=neighbours,
-            blocks=tuple(blocks),
-            devices=devices,
-            compress=compress,
-            ranking=ranking,
-            reference=reference,
-            exploit=exploit,
-            tune_steps=tune_steps,
-        ),
-    )

@@ -491,50 +491,6 @@ class AgNetPaper:
             raise RunIncompatible(f"weights do not fit {self.name} on space {self.space.name!r}: {error}") from error
 
 
-def agnet_paper(
-    space: SearchSpace,
-    *,
-    mode: Mode = "auto",
-    initial: int = 16,
-    batch: int = 16,
-    epochs: int = 30,
-    train_batch: int = 16,
-    alpha: float = 0.95,
-    factor: float = 0.01,
-    learning_rate: float = 2e-4,
-    weight_decay: float = 1e-4,
-    candidates: int = 100,
-    chunk: int = 500,
-    draws: int = 5,
-    reach: float = 3.0,
-    pretrain_steps: int = 300,
-    pretrain_rate: float = 5e-3,
-) -> AgNetPaper:
-    """`AgNetPaper` with the settings of `Settings` as keywords.
-
-    Raises:
-        ValueError: If a setting is out of range.
-    """
-    settings = Settings(
-        mode=mode,
-        initial=initial,
-        batch=batch,
-        epochs=epochs,
-        train_batch=train_batch,
-        alpha=alpha,
-        factor=factor,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        candidates=candidates,
-        chunk=chunk,
-        draws=draws,
-        reach=reach,
-        pretrain_steps=pretrain_steps,
-        pretrain_rate=pretrain_rate,
-    )
-    return AgNetPaper(space, settings)
-
-
 def training_loss(reconstruction: Tensor, predicted: Tensor, targets: Tensor, weights: Tensor, alpha: float) -> Tensor:
     """mean( w [ (1 - alpha) rec' + alpha mean_j (predicted_j - target_j)^2' ] ), where t' is `clipped`.
 
