@@ -1,9 +1,9 @@
 """What is known of an architecture's cost before a device has been asked, as features for predictors of that device.
 
-Counts of parameters and multiply-accumulates, and what shipped surrogates say for *other* devices: latencies of devices
-resemble each other, so after a few measurements a linear map of these ranks architectures better than the architecture
-alone does after many (docs/benchmarks/profiling.md). The idea to reuse known devices for a new one is HELP's (Lee et al.,
-NeurIPS 2021, arXiv 2106.08630), there by meta-learning.
+Counts of parameters and multiply-accumulates, and what shipped surrogates say for *other* devices: latencies of
+devices resemble each other, so after a few measurements a linear map of these ranks architectures better than the
+architecture alone does after many (docs/benchmarks/profiling.md). The idea to reuse known devices for a new one is
+HELP's (Lee et al., NeurIPS 2021, arXiv 2106.08630), there by meta-learning.
 """
 
 from __future__ import annotations
