@@ -39,7 +39,9 @@ _SIGNS: tuple[tuple[str, Status], ...] = (
     ("invalid_argument", Status.INVALID_MODEL),
     ("protobuf parsing failed", Status.INVALID_MODEL),
     ("unable to read the model", Status.INVALID_MODEL),
+    ("model can't be parsed", Status.INVALID_MODEL),  # OpenVINO, half a file
     ("no such file", Status.INVALID_MODEL),
+    ("could not open the file", Status.INVALID_MODEL),
 )
 _INVALID_CLASSES = ("InvalidProtobuf", "InvalidGraph", "InvalidArgument", "NoSuchFile", "NoModel")
 
