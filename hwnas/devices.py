@@ -60,6 +60,7 @@ _NEEDS: Mapping[str, tuple[tuple[str, ...], bool]] = MappingProxyType(
         "torch-cuda": (("torch",), True),
         "tensorrt": (("tensorrt", "cuda.bindings"), True),
         "openvino": (("openvino",), False),
+        "fake": ((), False),
     }
 )
 _ORT_GPU = "onnxruntime-gpu"  # its module is called onnxruntime like that of the CPU package
@@ -261,6 +262,11 @@ def _check(path: Path, content: Mapping[str, Any]) -> None:
     if content["host"] not in ("local", "table", "profile") and not re.fullmatch(r"ssh:\S+", content["host"]):
         raise InvalidSetting(
             f'{path}: \'host\' wants "local", "table", "profile" or "ssh:ADDRESS"; got {content["host"]!r}'
+        )
+    if "fake" in content["runtimes"] and len(content["runtimes"]) > 1:
+        raise InvalidSetting(
+            f"{path}: the runtime 'fake' simulates a device, so it stands alone: it never takes the place of "
+            f"a real one that is not here; got {content['runtimes']!r}"
         )
     if content["name"] != path.stem or not _NAME.fullmatch(content["name"]):
         raise InvalidSetting(

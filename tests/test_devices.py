@@ -117,6 +117,13 @@ def test_a_bad_file_is_refused_by_name_and_key(mine: Path, text: str, message: s
     assert load_device("fpga").kind == "fpga"  # a bad file of the user's stands in nobody else's way
 
 
+def test_a_simulated_device_stands_alone(mine: Path) -> None:
+    device = read_device(write(mine, GOOD.replace('"ort-cpu"', '"fake"')))
+    assert availability(device) == (True, "measured here with fake")
+    with pytest.raises(InvalidSetting, match="simulates a device, so it stands alone"):
+        read_device(write(mine, GOOD.replace('"ort-cpu"', '"tensorrt", "fake"')))
+
+
 def test_every_shipped_file_is_found_by_its_name() -> None:
     assert {path.stem for path in resources.folder("devices").glob("*.toml")} <= set(device_names())
 
