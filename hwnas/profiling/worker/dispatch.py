@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ import numpy as np
 
 from hwnas.core.measurement import Status
 from hwnas.profiling import host
-from hwnas.profiling.backend import Backend, Failure, LoadedModel, SessionConfig
+from hwnas.profiling.backend import Backend, Failure, LoadedModel, Sample, SessionConfig
 from hwnas.profiling.energy import measure_energy
 from hwnas.profiling.wire import Message
 
@@ -114,7 +115,7 @@ class Dispatcher:
         steady = False
         # small networks need more runs than `max_runs` to reach the least time
         while (len(times) < request["max_runs"] or sum(times) < request["min_ms"]) and sum(times) < request["max_ms"]:
-            times += [sample.wall_ns * 1e-6 for sample in model.timed(_BLOCK)]
+            times += [sample.wall_ns * 1e-6 for sample in _timed(model, _BLOCK)]
             if len(times) >= max(request["min_runs"], 2 * _BLOCK) and sum(times) >= request["min_ms"]:
                 before, last = (statistics.median(block) for block in (times[-2 * _BLOCK : -_BLOCK], times[-_BLOCK:]))
                 steady = abs(last - before) < request["tol"] * before
@@ -128,7 +129,7 @@ class Dispatcher:
             model = self._model(name)
             if untimed:
                 model.run(untimed)
-            samples.setdefault(name, []).extend(tuple(sample) for sample in model.timed(k, loops))
+            samples.setdefault(name, []).extend(map(tuple, _timed(model, k, loops)))
         return {"samples": samples}
 
     def _outputs(self, request: Message) -> Mapping[str, Any]:
@@ -168,6 +169,21 @@ class Dispatcher:
 
     def _at(self, name: str) -> None:
         self._emit({"event": "at", "id": name})
+
+
+def _timed(model: LoadedModel, k: int, loops: int = 1) -> list[Sample]:
+    """Samples that can be true.
+
+    Raises:
+        Failure: A time is not above 0, or no number: it would spoil the figures of all networks of the batch.
+    """
+    samples = model.timed(k, loops)
+    for sample in samples:
+        if not sample.wall_ns > 0 or not all(value is None or math.isfinite(value) for value in sample):
+            raise Failure(
+                Status.CRASHED, f"a finite time above 0 is wanted of an inference; the runtime tells {sample}"
+            )
+    return samples
 
 
 def explain(error: Exception) -> tuple[Status, str]:
