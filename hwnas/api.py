@@ -254,8 +254,9 @@ class Run:
             which = "best" if models == "best" else "front"
             manifest = export(result, directory.path / MODELS, which=which, force=True)
             recommended = [entry["file"] for entry in manifest["models"] if entry["recommended"]]
-            if recommended and self.assembly.measured:
-                checked = check_exported(self.assembly, directory.path / MODELS / recommended[0])
+            if recommended and self.assembly.measured and result.best is not None:
+                path = directory.path / MODELS / recommended[0]
+                checked = check_exported(self.assembly, path, result.best.evaluation)
                 result = replace(result, finals=replace(result.finals, checked=checked))
         if self.assembly.measured:
             result.finals.write(directory.path)

@@ -23,7 +23,7 @@ from hwnas.core import pareto
 from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Measurement, Source
 from hwnas.core.protocols import Store
-from hwnas.core.state import SearchState
+from hwnas.core.state import Evaluation, SearchState
 from hwnas.core.wording import quantity
 from hwnas.errors import RunCorrupt, RunError
 from hwnas.evaluators.measured import LATENCY, MeasuredEvaluator
@@ -151,8 +151,14 @@ def keep_samples(assembly: Assembly, folder: Path) -> None:
                 ) from error
 
 
-def check_exported(assembly: Assembly, path: Path) -> dict[str, dict[str, Any]]:
-    """Time the recommended model from its file on every measured device, and hold it against the budgets."""
+def check_exported(assembly: Assembly, path: Path, found: Evaluation) -> dict[str, dict[str, Any]]:
+    """Time the recommended model from its file on every measured device, and hold it against the budgets.
+
+    Args:
+        assembly: Has the devices.
+        path: The model.
+        found: What the run says of it, which another figure than the file's may contradict.
+    """
     checked: dict[str, dict[str, Any]] = {}
     for evaluator in assembly.measured:
         told = evaluator.meter.measure_file(path)
@@ -161,11 +167,17 @@ def check_exported(assembly: Assembly, path: Path) -> dict[str, dict[str, Any]]:
             checked[evaluator.device] = {"file": path.name, "kept": False, "message": f"{start}{told}."}
             continue
         value, low, high = told
+        row = found.find(LATENCY, evaluator.device)
         bounds = [c for c in assembly.constraints if (c.metric, c.device) == (LATENCY, evaluator.device)]
         message = f"{start}{quantity(LATENCY, value)} ({quantity(LATENCY, low)} to {quantity(LATENCY, high)})"
         for bound in bounds:
             how = "within" if bound.violation(high) == 0 else "NOT certainly within"
             message += f", {how} the budget of {quantity(LATENCY, bound.bound)}"
+        if row is not None and row.interval is not None and not (row.interval[0] <= high and low <= row.interval[1]):
+            message += (
+                f"; the front says {quantity(LATENCY, row.value)}, and the intervals do not meet: this machine does "
+                "not repeat its figures that well now"
+            )
         checked[evaluator.device] = {
             "file": path.name,
             "latency_ms": value,

@@ -6,13 +6,18 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from hwnas import api
-from hwnas.core.measurement import Source
+from hwnas.core.architecture import Architecture
+from hwnas.core.measurement import Context, Measurement, Source
+from hwnas.core.state import Evaluation
+from hwnas.finals import check_exported
 from hwnas.profiling.protocol import PROTOCOLS
 from hwnas.progress import Measuring, Progress
 from hwnas.report import html
@@ -131,3 +136,15 @@ def test_nothing_is_shown_where_nothing_shall_be() -> None:
         with kind(Console(file=text), shown=False) as progress:
             progress.on_device("cpu", 1, 2, "round 1")
     assert text.getvalue() == ""
+
+
+@pytest.mark.parametrize(("timed", "contradicts"), [((1.2, 1.15, 1.25), True), ((1.04, 1.0, 1.08), False)])
+def test_a_file_that_contradicts_the_front_is_said(timed: tuple[float, float, float], contradicts: bool) -> None:
+    architecture = Architecture("toy", (0, 0, 0, 0))
+    context = Context(Source.MEASURED, device="box")
+    row = Measurement(architecture, "latency_ms", 1.0, context, interval=(0.97, 1.03))
+    meter = SimpleNamespace(measure_file=lambda path: timed)
+    assembly: Any = SimpleNamespace(measured=(SimpleNamespace(device="box", meter=meter),), constraints=())
+    told = check_exported(assembly, Path("net.onnx"), Evaluation(architecture, (row,)))["box"]
+    assert told["latency_ms"] == timed[0]
+    assert ("the intervals do not meet" in told["message"]) is contradicts

@@ -22,7 +22,6 @@ from hwnas.profiling.profiler import Profiler
 from hwnas.profiling.protocol import Protocol, protocol
 from hwnas.profiling.record import Record
 
-_MIB = 2.0**20
 _GPU_RUNTIMES = ("ort-cuda", "ort-trt", "torch-cuda", "tensorrt")
 
 
@@ -192,8 +191,9 @@ def measurement(record: Record, architecture: Architecture, metric: str, context
     elif metric == "cpu_time_ms":
         value, low, high = record.latency.cpu_time, record.latency.cpu_low, record.latency.cpu_high
     elif metric == "peak_memory_mib":
-        value, reason = _memory(record)
+        value = record.peak_memory_mib
         if value is None:
+            reason = f"{record.setup.runtime} does not tell its memory plan"
             return _failure(architecture, metric, context, Status.NOT_MEASURED, reason)
         return Measurement(architecture, metric, value, context)
     else:
@@ -204,16 +204,6 @@ def measurement(record: Record, architecture: Architecture, metric: str, context
     if value is None or low is None or high is None:
         return _failure(architecture, metric, context, Status.NOT_MEASURED, f"{record.setup.runtime} tells no {metric}")
     return Measurement(architecture, metric, value, context, record.status, (low, high), record.message)
-
-
-def _memory(record: Record) -> tuple[float | None, str]:
-    """Weights and the highest sum of live activations, MiB."""
-    memory: Any = record.memory
-    if memory is None or memory.activation_peak is None:
-        return None, f"{record.setup.runtime} does not tell its memory plan"
-    # as the runtime keeps them, in its precision; else as they are in the file
-    weights = record.subject.facts.get("weights_bytes", 0) if memory.weights is None else memory.weights
-    return (memory.activation_peak + weights) / _MIB, ""
 
 
 def _failure(architecture: Architecture, metric: str, context: Context, status: Status, message: str) -> Measurement:

@@ -161,6 +161,16 @@ class Record:
         if self.latency is not None and not 0 < self.latency.low <= self.latency.value <= self.latency.high < math.inf:
             raise ValueError(f"{self.subject.id}: a latency is above 0 and inside its interval; got {self.latency}")
 
+    @property
+    def peak_memory_mib(self) -> float | None:
+        """Weights and the highest sum of live activations, MiB; None where the runtime does not tell its plan."""
+        memory: Any = self.memory
+        if memory is None or memory.activation_peak is None:
+            return None
+        # as the runtime keeps them, in its precision; else as they are in the file
+        weights = self.subject.facts.get("weights_bytes", 0) if memory.weights is None else memory.weights
+        return float((memory.activation_peak + weights) / 2**20)
+
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "status": str(self.status)}
 

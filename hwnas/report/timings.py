@@ -23,12 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import RenderableType
 
-    from hwnas.profiling.backend import MemoryInfo
-    from hwnas.profiling.record import Record
 
 PICTURE, PAGE = "timings", "report.html"
 _FEW = 6  # models whose pairs are all told; of more, each is compared with the next slower one
-_MIB = 2.0**20
 _TAIL = 300  # characters of a failure's message
 _ADVICE = {
     Status.UNSUPPORTED_OP: " (export it with an older opset, update the runtime, or choose another device)",
@@ -56,7 +53,7 @@ def cells(timings: Timings, timing: Timing) -> list[str]:
         _ms(latency.spread.median),
         _ms(latency.spread.p95),
         _ms(latency.cpu_time),
-        _memory(record),
+        "-" if record.peak_memory_mib is None else quantity("peak_memory_mib", record.peak_memory_mib),
         "-" if record.energy is None or record.energy.energy_mj is None else f"{record.energy.energy_mj:.3g} mJ",
         told,
     ]
@@ -220,15 +217,6 @@ def _short_name(timings: Timings, timing: Timing) -> str:
     if not short:
         return timings.name(timing)
     return f"{short[timing.model]} on {timing.device}" if len(timings.devices) > 1 else short[timing.model]
-
-
-def _memory(record: Record) -> str:
-    """Weights and live activations, where the runtime tells its plan."""
-    memory: MemoryInfo | None = record.memory
-    if memory is None or memory.activation_peak is None:
-        return "-"
-    total = memory.activation_peak + record.subject.facts.get("weights_bytes", 0)
-    return quantity("peak_memory_mib", total / _MIB)
 
 
 def _neighbours(timings: Timings) -> list[Pair]:
