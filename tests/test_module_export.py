@@ -130,6 +130,18 @@ class TestChecking:
         # the file has the module's own weights all the same
         assert difference(run_onnx(onnx.load(done.path), images(SMALL)), run_torch(module, images(SMALL))) < 1e-4
 
+    def test_a_head_of_zeros_hides_nothing(self, tmp_path, monkeypatch):
+        module = make(Loops)
+        nn.init.zeros_(module.head.weight)
+        nn.init.zeros_(module.head.bias)
+        done = hwnas.export_module(module, torch.zeros(SMALL), tmp_path / "model.onnx")
+        assert done.checked_on == "calibrated"
+        assert not run_onnx(onnx.load(done.path), images(SMALL)).any()  # the file has the module's own weights
+
+    def test_a_constant_is_called_one(self, tmp_path):
+        done = hwnas.export_module(Function(lambda x: torch.zeros_like(x) * x), torch.ones(2, 3), tmp_path / "m.onnx")
+        assert done.checked_on == "constant"
+
     def test_an_exporter_that_is_wrong_has_no_say(self, tmp_path, monkeypatch):
         honest = exporting._EXPORT["fx"]
 
@@ -197,6 +209,10 @@ class TestChecking:
         monkeypatch.setattr(exporting, "version", lambda name: None)
         with pytest.raises(ExportFailed, match=r"pip install 'hwnas\[export\]'"):
             hwnas.export_module(Unknown(), torch.ones(1, 4), tmp_path / "model.onnx", exporters=["dynamo"])
+
+    def test_an_example_that_does_not_fit(self, tmp_path):
+        with pytest.raises(ExportFailed, match=r"ResNetLike does not run on .*\(1, 4, 8, 8\).*channels"):
+            hwnas.export_module(make(ResNetLike), torch.zeros(1, 4, 8, 8), tmp_path / "model.onnx")
 
     def test_unknown_exporter(self, tmp_path):
         with pytest.raises(UnknownName, match="'fx'"):
@@ -286,6 +302,8 @@ FUNCTIONS = {
     "shape": lambda x: x.view(x.size(0), -1) * (x.shape[1] // 2),
     "swap": lambda x: x.permute([0, 3, 1, 2]).transpose(-1, 1),
     "linear": lambda x: F.linear(x, torch.ones(2, 8), torch.ones(2)),
+    "einsum": lambda x: torch.einsum("bchw,bdhw->bcd", x, x),
+    "layer norm": lambda x: F.layer_norm(x, (8,), eps=1e-3),
     "silu": lambda x: F.silu(x) + F.hardswish(x) + F.relu6(x) + F.hardsigmoid(x),
     "interpolate": lambda x: F.interpolate(x, size=(3, 4), mode="bilinear", align_corners=False),
     "pad": lambda x: F.pad(x, (1, 1, 2, 0), mode="replicate"),
@@ -380,7 +398,8 @@ class TestLowering:
     @pytest.mark.parametrize(
         ("function", "message"),
         [
-            (lambda x: x * x.sum().item(), "item"),
+            (lambda x: x * x.sum().item(), "item.*may depend on the data"),
+            (lambda x: x + torch.equal(x, x * 2), "equal.*may depend on the data"),
             (lambda x: (x > 0) * x, "bool"),
             (lambda x: x[torch.tensor([0, 1])], "tensor or list"),
             (lambda x: torch.fft.fft(x).real, "fft"),
@@ -393,6 +412,18 @@ class TestLowering:
     def test_what_is_not_covered_is_said(self, function, message):
         with pytest.raises(CannotLower, match=message):
             to_onnx(Function(function), torch.zeros(SHAPE))
+
+    def test_a_layer_that_gives_more_than_tensors(self):
+        class Attention(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.MultiheadAttention(8, 2)
+
+            def forward(self, x):
+                return x + self.layer(x, x, x, need_weights=False)[0]
+
+        with pytest.raises(CannotLower, match=r"layer.*gives a tuple that may depend on the data$"):
+            to_onnx(Attention(), torch.zeros(2, 4, 8))
 
     def test_a_layer_of_ones_own_that_looks_like_another(self):
         """A subclass may compute anything: its own forward counts, not its base's."""

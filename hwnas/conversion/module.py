@@ -55,9 +55,10 @@ class ModuleExport:
         failed: Why the ones before it did not, by exporter.
         difference: Largest difference between outputs of ONNX Runtime and torch (in double precision where the module
             runs so), over the largest output.
-        checked_on: The weights that outputs were compared with: "given", or "calibrated" where batch norms were never
-            trained and the module's outputs do not depend on its inputs; then a copy with fresh statistics was exported
-            in the same way and compared.
+        checked_on: The weights that outputs were compared with: "given"; or "calibrated" where the module's outputs do
+            not depend on its inputs, as of untrained networks: then a copy with fresh statistics of its batch norms and
+            random numbers for zero weights was exported in the same way and compared; or "constant" where that copy's
+            outputs do not depend on its inputs either, and the comparison says little.
         inputs, outputs: Shapes by name.
         opset: Of the model.
         bytes: Size of the file.
@@ -100,7 +101,8 @@ def export_module(
         seed: Of the random inputs.
 
     Raises:
-        ExportFailed: No exporter could; with the reason of each. Or the file cannot be written.
+        ExportFailed: No exporter could; with the reason of each. Or the module does not run on the example, or the file
+            cannot be written.
         UnknownName: An exporter that does not exist.
     """
     for name in exporters:
@@ -112,7 +114,13 @@ def export_module(
     path = Path(path)
     with evaluating(module):
         feeds = _feeds(given, seed)
-        subject, checked_on, wanted = _subject(module, feeds, seed)
+        try:
+            subject, checked_on, wanted = _subject(module, feeds, seed)
+        except Exception as error:  # whatever a user's module raises
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in given)
+            raise ExportFailed(
+                f"{type(module).__name__} does not run on inputs of the shapes of its example ({shapes}): {_reason(error)}"
+            ) from error
         failed: dict[str, str] = {}
         for name in exporters:
             try:
@@ -238,15 +246,13 @@ def _feeds(given: Sequence[Tensor], seed: int) -> list[Arrays]:
 
 
 def _subject(module: nn.Module, feeds: Sequence[Arrays], seed: int) -> tuple[nn.Module, str, list[Arrays]]:
-    """What to compare outputs of: the module if they depend on the input, else a copy with calibrated norms."""
+    """What to compare outputs of: the module if they depend on its input, else a copy of it of which they do."""
     wanted = _truth(module, feeds)
     if _responds(wanted):
         return module, "given", wanted
     calibrated = _calibrated(module, feeds[0], seed)
-    if calibrated is None:
-        return module, "given", wanted
     outputs = _truth(calibrated, feeds)
-    return (calibrated, "calibrated", outputs) if _responds(outputs) else (module, "given", wanted)
+    return (calibrated, "calibrated", outputs) if _responds(outputs) else (module, "constant", wanted)
 
 
 def _responds(outputs: Sequence[Arrays]) -> bool:
@@ -255,22 +261,30 @@ def _responds(outputs: Sequence[Arrays]) -> bool:
     return any(_difference(a, b) > _RESPONSE for a, b in zip(first, second, strict=True) if a.size)
 
 
-def _calibrated(module: nn.Module, example: Arrays, seed: int) -> nn.Module | None:
+def _calibrated(module: nn.Module, example: Arrays, seed: int) -> nn.Module:
+    """A copy whose zero weights are random (many heads begin at zero), and whose norms have statistics of real runs."""
+    import torch
     from torch import nn
 
     from hwnas.nn.calibrate import calibrate
 
-    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    one = len(example) == 1 and np.issubdtype(example[0].dtype, np.floating)
-    if not one or not any(isinstance(layer, norms) for layer in module.modules()):
-        return None
     twin, shape = copy.deepcopy(module), example[0].shape
+    rng = stream(seed, 0, "weights")
+    with torch.no_grad():
+        for weight in twin.parameters():
+            if weight.ndim > 1 and not weight.any():
+                deviation = 1 / np.sqrt(np.prod(weight.shape[1:]))
+                drawn = deviation * rng.standard_normal(tuple(weight.shape))
+                weight.copy_(torch.from_numpy(drawn))
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    if len(example) > 1 or not any(isinstance(layer, norms) for layer in twin.modules()):
+        return twin
     for batch in (8, max(shape[0], 2)):  # some modules only take the batch that they were written for
         try:
             return calibrate(twin, shape[1:], rng=stream(seed, 0, "calibrate"), batch=batch)
         except (RuntimeError, ValueError):
-            continue
-    return None
+            twin.eval()
+    return twin
 
 
 def _truth(module: nn.Module, feeds: Sequence[Arrays]) -> list[Arrays]:

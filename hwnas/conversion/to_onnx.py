@@ -81,6 +81,7 @@ class _Shapes(fx.Interpreter):
 
     def __init__(self, traced: fx.GraphModule) -> None:
         super().__init__(traced)
+        self.extra_traceback = False  # fx would add a page to every message
         self.dynamic: dict[fx.Node, Any] = {}  # shape, or list of shapes
         self.fixed: dict[fx.Node, Any] = {}
 
@@ -95,10 +96,14 @@ class _Shapes(fx.Interpreter):
                 if part.dtype != torch.float32 and n.op != "output":
                     raise CannotLower(f"{_title(n)} gives {part.dtype}; float32 alone is written")
         elif n.op != "output":
-            if n.op == "call_method" and n.target in ("item", "tolist"):
-                raise CannotLower(f"{_title(n)} makes a number from data")
-            self.fixed[n] = result  # a shape: static
+            if not (n.target in _OF_SHAPE or (n.target is getattr and n.args[1] in _OF_SHAPE)):
+                raise CannotLower(f"{_title(n)} gives a {type(result).__name__} that may depend on the data")
+            self.fixed[n] = result
         return result
+
+
+# what may be asked of a tensor without asking for its numbers
+_OF_SHAPE = ("size", "dim", "ndimension", "numel", "nelement", "shape", "ndim", "dtype", "device", "is_floating_point")
 
 
 def _is_tensors(value: Any) -> bool:
@@ -171,7 +176,7 @@ class _Lowering:
             extra = {"norm": norm} if norm is not None else {}
             made = handler(_At(self, node, shape), layer, *arguments, **named, **extra)
         else:
-            handler = _METHODS.get(str(node.target)) if node.op == "call_method" else _FUNCTIONS.get(node.target)
+            handler = _METHODS.get(str(node.target)) if node.op == "call_method" else _function_handler(node.target)
             if handler is None:
                 raise CannotLower(f"{_title(node)} is not covered")
             try:
@@ -245,6 +250,12 @@ class _At:
 
     def refuse(self, what: str) -> CannotLower:
         return CannotLower(f"{self.target} ({self.name}) with {what} is not covered")
+
+
+def _function_handler(target: Any) -> Handler | None:
+    if getattr(target, "__module__", "") == "torchvision.ops.stochastic_depth":
+        return _nothing  # drops nothing in evaluation mode; torchvision asks fx not to look inside
+    return _FUNCTIONS.get(target)
 
 
 _LAYERS: dict[type, Handler] = {}
@@ -365,12 +376,19 @@ def _linear(at: _At, x: Value, weight: Tensor, bias: Tensor | None = None) -> An
 
 
 @_layer(nn.LayerNorm)
-def _layer_norm(at: _At, layer: Any, x: Value) -> Any:
-    shape = tuple(layer.normalized_shape)
+def _layer_norm_layer(at: _At, layer: Any, x: Value) -> Any:
+    return _layer_norm(at, x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
+
+
+@_function(F.layer_norm)
+def _layer_norm(
+    at: _At, x: Value, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Any:
+    shape = tuple(normalized_shape)
     ones, zeros = np.ones(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
-    scale = at.weight("scale", ones if layer.weight is None else _array(layer.weight))
-    shift = at.weight("shift", zeros if layer.bias is None else _array(layer.bias))
-    return at.add("LayerNormalization", x, scale, shift, axis=-len(shape), epsilon=layer.eps)
+    scale = at.weight("scale", ones if weight is None else _array(weight))
+    shift = at.weight("shift", zeros if bias is None else _array(bias))
+    return at.add("LayerNormalization", x, scale, shift, axis=-len(shape), epsilon=eps)
 
 
 @_layer(nn.GroupNorm)
@@ -611,6 +629,14 @@ _function(operator.mul, operator.imul, torch.mul, "mul", "mul_")(_binary("Mul"))
 _function(torch.maximum)(_binary("Max"))
 _function(torch.minimum)(_binary("Min"))
 _function(operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm")(_binary("MatMul"))
+
+
+@_function(torch.einsum)
+def _einsum(at: _At, equation: Any, *operands: Any) -> Any:
+    if not isinstance(equation, str) or "..." in equation:
+        raise at.refuse("an equation that is no text, or has an ellipsis")
+    flat = operands[0] if len(operands) == 1 and isinstance(operands[0], tuple | list) else operands
+    return at.add("Einsum", *flat, equation=equation)
 
 
 @_function(operator.truediv, operator.itruediv, torch.div, torch.true_divide, "div", "div_")

@@ -307,6 +307,11 @@ def _div(node: Node, a: Any, b: Any) -> Any:
     return torch.div(a, b, rounding_mode="trunc")
 
 
+@_operator("Mod")
+def _mod(node: Node, a: Any, b: Any) -> Any:
+    return torch.fmod(a, b) if node.get("fmod", 0) else torch.remainder(a, b)
+
+
 @_operator("Pow")
 def _pow(node: Node, base: Any, exponent: Any) -> Any:
     if node.is_const(1) and node.shape(1) in ((), (1,)):
