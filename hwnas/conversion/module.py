@@ -119,7 +119,7 @@ def export_module(
         except Exception as error:  # whatever a user's module raises
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in given)
             raise ExportFailed(
-                f"{type(module).__name__} does not run on inputs of the shapes of its example ({shapes}): {_reason(error)}"
+                f"{type(module).__name__} does not run on inputs like its example's ({shapes}): {_reason(error)}"
             ) from error
         failed: dict[str, str] = {}
         for name in exporters:
