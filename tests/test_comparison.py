@@ -344,3 +344,18 @@ def test_a_new_folder_is_new(tmp_path: Path) -> None:
     (tmp_path / "a" / "file").touch()
     with pytest.raises(RunExists, match="never overwritten"):
         comparison.new_folder(tmp_path / "a")
+
+
+def test_cpu_time_is_shown_only_where_it_says_something() -> None:
+    one = timing("a", 1.0)
+    latency = replace(one.record.latency, cpu_time=0.9)  # type: ignore[type-var]
+    for config, runtime, shown in (
+        ({"threads": 1}, "ort-cpu", "0.9"),
+        ({"threads": 4}, "ort-cpu", "-"),
+        ({"threads": 4}, "openvino", "0.9"),
+        ({"threads": 1}, "torch-cuda", "-"),
+    ):
+        setup = replace(one.record.setup, config=config, runtime=runtime)
+        there = replace(one, record=replace(one.record, setup=setup, latency=latency))
+        found = replace(compared(one), timings=(there,))
+        assert report.cells(found, there)[4] == shown

@@ -20,9 +20,7 @@ from hwnas.profiling.bench import Candidate, OnProgress
 from hwnas.profiling.energy import find_meter
 from hwnas.profiling.profiler import Profiler
 from hwnas.profiling.protocol import Protocol, protocol
-from hwnas.profiling.record import Record
-
-_GPU_RUNTIMES = ("ort-cuda", "ort-trt", "torch-cuda", "tensorrt")
+from hwnas.profiling.record import Record, tells_cpu_time
 
 
 class SpaceMeter:
@@ -66,7 +64,7 @@ class SpaceMeter:
         known = self.profiler.device.metrics
         if metric not in known:
             return f"device {self.profiler.device.name} tells {', '.join(known)}, not {metric}"
-        if metric == "cpu_time_ms" and (runtime in _GPU_RUNTIMES or (threads > 1 and runtime != "openvino")):
+        if metric == "cpu_time_ms" and not tells_cpu_time(runtime, threads):
             return f"CPU time says nothing of {runtime} with {threads} threads"
         return self._energy if metric == "energy_mj" else ""
 

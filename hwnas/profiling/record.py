@@ -25,6 +25,15 @@ VERSION = 1
 ESTIMATOR = "geometric mean of the minimum and the polished effect at the minima's level"
 
 
+_GPU_RUNTIMES = ("ort-cuda", "ort-trt", "torch-cuda", "tensorrt")
+
+
+def tells_cpu_time(runtime: str, threads: int) -> bool:
+    """Whether CPU time is that of the inference: not where a GPU works, nor where other threads than the timed one do,
+    unless the whole process is timed."""
+    return runtime not in _GPU_RUNTIMES and (threads == 1 or runtime == "openvino")
+
+
 @dataclass(frozen=True)
 class Subject:
     """What was run.
@@ -160,6 +169,13 @@ class Record:
             )
         if self.latency is not None and not 0 < self.latency.low <= self.latency.value <= self.latency.high < math.inf:
             raise ValueError(f"{self.subject.id}: a latency is above 0 and inside its interval; got {self.latency}")
+
+    @property
+    def cpu_time(self) -> float | None:
+        """CPU time of one inference, ms; None where it says nothing (`tells_cpu_time`)."""
+        if self.latency is None or not tells_cpu_time(self.setup.runtime, self.setup.config.get("threads", 1)):
+            return None
+        return self.latency.cpu_time
 
     @property
     def peak_memory_mib(self) -> float | None:

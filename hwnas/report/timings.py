@@ -52,7 +52,7 @@ def cells(timings: Timings, timing: Timing) -> list[str]:
         f"{_ms(latency.value)} ± {half:.2g}",
         _ms(latency.spread.median),
         _ms(latency.spread.p95),
-        _ms(latency.cpu_time),
+        _ms(record.cpu_time),
         "-" if record.peak_memory_mib is None else quantity("peak_memory_mib", record.peak_memory_mib),
         "-" if record.energy is None or record.energy.energy_mj is None else f"{record.energy.energy_mj:.3g} mJ",
         told,
