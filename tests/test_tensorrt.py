@@ -17,6 +17,7 @@ from hwnas.profiling import host
 from hwnas.profiling.backend import Failure, SessionConfig
 from hwnas.profiling.worker.runtimes.registry import backend
 from hwnas.spaces.nb201 import NasBench201
+from hwnas.testing.profiling import BackendSuite
 from hwnas.testing.spaces import difference
 
 NEWEST = TENSORRT[-1]
@@ -70,6 +71,16 @@ def small(path, nodes, shape=(2, 4), kind=TensorProto.FLOAT, constants=()):
     graph = helper.make_graph(nodes, "test", values[:1], values[1:], list(constants))
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
     return path
+
+
+class TestContract(BackendSuite):
+    """On the fakes; on a GPU the same suite runs with the real modules (tests/test_profiling_backends.py)."""
+
+    config = SessionConfig("tensorrt")
+
+    @pytest.fixture(autouse=True)
+    def fakes(self, tensorrt):
+        return tensorrt
 
 
 class TestRunning:
