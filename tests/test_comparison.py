@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from hwnas import comparison
+from hwnas import comparison, resources
 from hwnas.cli import main
 from hwnas.comparison import Timing, Timings, time_models
 from hwnas.core.measurement import Status
@@ -25,6 +26,7 @@ from hwnas.profiling.protocol import Protocol, protocol
 from hwnas.profiling.record import Latency, Record, Setup, Subject
 from hwnas.profiling.statistics import spread
 from hwnas.report import timings as report
+from hwnas.testing.profiling import DirectTransport
 
 QUICK = protocol("quick")
 BRIEF = Protocol("brief", rank=0, rounds=5, most_rounds=5, within=0.5, warm_ms=1.0, most_warm_ms=50.0, visit_ms=0.5)
@@ -359,3 +361,48 @@ def test_cpu_time_is_shown_only_where_it_says_something() -> None:
         there = replace(one, record=replace(one.record, setup=setup, latency=latency))
         found = replace(compared(one), timings=(there,))
         assert report.cells(found, there)[4] == shown
+
+
+# -- known truth, simulated noise --------------------------------------------------------------------------------------
+
+NOISE = {"jitter": 0.03, "slow": 1.4, "slow_s": 0.3, "fast_s": 0.3, "tail": 0.02, "session": 0.02}
+
+
+def simulated(seed: int, paths: Sequence[Path], **truth: float) -> Timings:
+    """Models on a simulated shared machine."""
+    options = {**NOISE, "seed": float(seed), **{f"truth.{name}": value for name, value in truth.items()}}
+    device = replace(load_device("cpu"), runtimes=("fake",), options=options, metrics=("latency_ms",))
+    return time_models(
+        paths, [device], QUICK, cached=False, seed=seed, transport=lambda: DirectTransport(name=f"session {seed}")
+    )
+
+
+def test_intervals_of_ratios_hold_what_is_true() -> None:
+    paths = [model("a.onnx"), model("b.onnx"), model("c.onnx")]
+    ties, held, sure = [], [], []
+    for seed in range(30):
+        pairs = {(p.first.model, p.second.model): p for p in simulated(seed, paths, a=1.0, b=1.0, c=1.3).pairs}
+        ties.append(pairs["a.onnx", "b.onnx"].result.tie)
+        for first, second in (("a.onnx", "c.onnx"), ("b.onnx", "c.onnx")):
+            found = pairs[first, second].result
+            held.append(found.low <= 1 / 1.3 <= found.high)
+            sure.append(not found.tie and found.chance > 0.95)
+    assert np.mean(ties) >= 0.9
+    assert np.mean(held) >= 0.9
+    assert np.mean(sure) >= 0.9
+
+
+def test_who_crashes_costs_nobody_else_and_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("devices").mkdir()
+    text = (resources.folder("devices") / "cpu.toml").read_text()
+    text = text.replace('name = "cpu"', 'name = "simulated"').replace('"ort-cpu"', '"fake"')
+    faults = {"b": "crash", "c": "oom"}
+    words = ", ".join(f'"fault.{name}" = "{fault}"' for name, fault in faults.items())
+    Path("devices/simulated.toml").write_text(f"{text}options = {{ {words} }}\n")
+    for name in "abc":
+        model(f"{name}.onnx")
+    assert cli("profile", "a.onnx", "b.onnx", "c.onnx", "--device", "simulated", "--preset", "quick") == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "b.onnx on simulated: crashed: " in shown
+    assert "c.onnx on simulated: oom (it needs more memory than there is)" in shown
+    assert "simulated device (no hardware)" in shown

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import hwnas
-from hwnas import registry, survey
+from hwnas import registry, resources, survey
 from hwnas.cli import main
 from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Context, Measurement, Source, Status
@@ -324,6 +324,24 @@ def test_profile_of_a_space_saves_what_search_then_uses(capsys: pytest.CaptureFi
     assert cli("devices", "--json") == 0
     (mine,) = [row for row in json.loads(capsys.readouterr().out) if row["name"] == "mine"]
     assert mine["available"]
+
+
+def test_a_network_that_fails_is_a_row_of_the_profile(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("devices").mkdir()
+    text = (resources.folder("devices") / "cpu.toml").read_text()
+    text = text.replace('name = "cpu"', 'name = "simulated"').replace('"ort-cpu"', '"fake"')
+    Path("devices/simulated.toml").write_text(text + 'options = { "fault.3" = "crash", seed = 1 }\n')
+    words = ("profile", "--space", "nb201", "--sample", "12", "--preset", "quick", "--device", "simulated")
+    assert cli(*words, "--save", "mine", "--json") == 1
+    told = json.loads(capsys.readouterr().out)
+    failed = [network for network in told["networks"] if network["record"]["status"] == "crashed"]
+    assert 1 <= len(failed) < 12
+    space = registry.space("nb201")
+    profile = saved.read_profile("mine", space)
+    assert profile is not None
+    architectures = [space.parse(network["arch"]) for network in failed]
+    rows = SavedEvaluator(profile, space).evaluate(architectures, [("latency_ms", "mine")])
+    assert {row.status for row in rows} == {Status.CRASHED}
 
 
 class Interrupted:
