@@ -51,6 +51,15 @@ class Encoder:
         for part in self._parts.values():
             spread = 2.0 * raw[:, part].var(axis=0).sum()
             self._scale[part] = 1.0 / np.sqrt(max(float(spread), 1e-9))
+        first = self._parts["shape"].start
+        spreads = raw.std(axis=0)
+        self._counts = [
+            first + i
+            for op, i in self._number.items()
+            if op not in ("input", "output", NOTHING) and spreads[first + i] > 0
+        ]
+        # of features that are scaled as `__call__` scales them
+        self._count_scale = 1.0 / (spreads * self._scale)[self._counts] / np.sqrt(2.0 * max(1, len(self._counts)))
 
     def __call__(self, architectures: Sequence[Architecture]) -> Features:
         """`n x d` scaled and centred features of all blocks, side by side as `part` says."""
@@ -61,6 +70,11 @@ class Encoder:
         if not architectures:
             return np.zeros((0, len(self._centre)), dtype=np.float32)
         return np.stack([self._known[a.code] for a in architectures])
+
+    def operations(self, architectures: Sequence[Architecture]) -> Features:
+        """`n x k`: how often each of k operations occurs in the live graph, centred, every column equally wide, so that
+        two uniformly drawn architectures have a mean squared distance of 1."""
+        return np.asarray(self(architectures)[:, self._counts] * self._count_scale, dtype=np.float32)
 
     def part(self, block: str) -> slice:
         """The columns of a block of `BLOCKS`."""

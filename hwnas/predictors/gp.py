@@ -2,7 +2,8 @@
 
 k(a, b) = sum_g s_g exp(-|x_g(a) - x_g(b)|^2 / l_g) + c <x(a), x(b)>, and noise v on the diagonal: one scale and one
 length for each block g (automatic relevance of blocks, not of single columns), and a linear part over all of them.
-Costs of a device have one more linear part: what is known of other devices (`hwnas.predictors.costs`).
+For costs of a device that linear part gives way to two others: over what is known of other devices
+(`hwnas.predictors.costs`), and over counts of live operations, because latencies are nearly sums over operations.
 Hyper-parameters maximise the posterior density under log-normal priors (Rasmussen & Williams 2006, sec. 5.4.1),
 optionally less a ranking loss on leave-one-out predictions. Failures are rows too: one more process learns where a
 measurement succeeds.
@@ -30,9 +31,9 @@ Singles = NDArray[np.float32]
 
 _JITTER = 1e-6
 _FEWEST = 2  # values that a process can be fitted to
-# prior means and deviations of log s_g, log l_g, log c (encoding, known costs), log v; targets have unit variance,
-# distances a mean of 1
-_PRIOR = ((0.5, 1.5), (1.0, 1.0), (0.1, 1.5), (1.0, 1.5), (0.05, 1.5))
+# prior means and deviations of log s_g, log l_g, log c (encoding; known costs, operations), log v; targets have unit
+# variance, distances a mean of 1
+_PRIOR = ((0.5, 1.5), (1.0, 1.0), (0.1, 1.5), (0.3, 1.5), (3.0, 1.5), (0.05, 1.5))
 _TEMPERATURE = 0.2  # of the ranking loss, in standard deviations of the target
 
 
@@ -42,7 +43,8 @@ class Distances:
 
     Attributes:
         blocks: For each block, `n x k` squared distances.
-        linear: `n x k` inner products: over all blocks, then over known costs, where there are any.
+        linear: `n x k` inner products over all blocks; where costs are known also over these and over counts of
+            operations.
     """
 
     blocks: tuple[NDArray[Any], ...]
@@ -74,7 +76,7 @@ class Kernel:
         """What `distances` reads of `n` architectures."""
         linear = [self.encoder(architectures) / np.float32(np.sqrt(len(BLOCKS)))]
         if self.costs is not None:
-            linear.append(self.costs(architectures))
+            linear += [self.costs(architectures), self.encoder.operations(architectures)]
         return Features(self.encoder(architectures), tuple(linear))
 
     def distances(self, a: Features, b: Features) -> Distances:
@@ -95,7 +97,7 @@ class Features:
 
     Attributes:
         encoded: `n x d`, all blocks side by side.
-        linear: `n x q` for each linear part: encoding, then known costs, where there are any.
+        linear: `n x q` for each linear part: encoding; where costs are known also these and counts of operations.
     """
 
     encoded: Singles
@@ -117,14 +119,15 @@ class Head:
     Args:
         blocks: Number of blocks of the kernel.
         ranking: Weight of the ranking loss; see `_objective`.
-        costs: Whether it is a cost of a device, so that known costs of others count.
+        costs: Whether it is a cost of a device: its linear parts are other ones.
     """
 
     def __init__(self, blocks: int, ranking: float = 0.0, *, costs: bool = False) -> None:
         self.blocks = blocks
         self.ranking = ranking
         self.costs = costs
-        repeats = (blocks, blocks, 1, int(costs), 1)
+        self._linear_parts = slice(1, None) if costs else slice(0, 1)
+        repeats = (blocks, blocks, *((0, 1, 1) if costs else (1, 0, 0)), 1)
         prior = [pair for pair, times in zip(_PRIOR, repeats, strict=True) for _ in range(times)]
         self._mean = np.log([mean for mean, _ in prior])
         self._deviation = np.array([deviation for _, deviation in prior])
@@ -184,9 +187,9 @@ class Head:
         return np.asarray(total)
 
     def _linear(self, e: NDArray[Any], parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        """The linear parts with their weights; known costs count for costs only."""
+        """The linear parts of this head with their weights."""
         weights = e[2 * self.blocks : -1]
-        return np.asarray(sum(weight * part for weight, part in zip(weights, parts, strict=False)))
+        return np.asarray(sum(w * part for w, part in zip(weights, parts[self._linear_parts], strict=True)))
 
     def posterior(self, cross: Distances, own: Sequence[Singles]) -> tuple[Floats, Floats, Singles]:
         """Mean, variance (noise included) in units of the loss, and the whitened covariance `n x k`.
@@ -258,7 +261,7 @@ class Head:
             gradient[g] = weighted.sum()
             gradient[b + g] = np.vdot(weighted, distances.blocks[g]) / e[b + g]
         for i in range(2 * b, len(theta) - 1):
-            gradient[i] = e[i] * np.vdot(slope, distances.linear[i - 2 * b])
+            gradient[i] = e[i] * np.vdot(slope, distances.linear[self._linear_parts][i - 2 * b])
         gradient[-1] = e[-1] * np.trace(slope)
         z = (theta - self._mean) / self._deviation
         return value + 0.5 * float(z @ z), gradient + z / self._deviation
