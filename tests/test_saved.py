@@ -317,6 +317,12 @@ def test_profile_of_a_space_saves_what_search_then_uses(capsys: pytest.CaptureFi
     assert {row["arch"] for row in table} == {network["arch"] for network in told["networks"]}
     assert {row["metric"] for row in table} == {"latency_ms", "cpu_time_ms", "peak_memory_mib"}
     assert json.loads(Path("raw/profile.json").read_text())["sampled"] == "1 named, 4 at random, seed 0"
+    assert {path.name for path in Path("raw").iterdir()} == {
+        "profile.json",
+        "samples.npz",
+        "latencies.png",
+        "latencies.pdf",
+    }
     samples = np.load(folder / "samples.npz")
     assert {network["samples"] for network in told["networks"]} <= set(samples.files)
     assert cli(*words) == 5

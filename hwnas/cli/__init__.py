@@ -37,7 +37,8 @@ Budget = str | None
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: runs a command and exits with its code.
 
-    Exit codes: 0 done; 1 nothing feasible was found; 2 to 7 see hwnas.errors; 130 stopped by Ctrl-C.
+    Exit codes: 0 done; 1 done, but the answer is no (search: nothing feasible, or the exported model misses its budget;
+    profile: a network has no figure; doctor: hwnas is broken); 2 to 7 see hwnas.errors; 130 stopped by Ctrl-C.
     """
     try:
         app(args=None if argv is None else list(argv))

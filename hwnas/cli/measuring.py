@@ -206,12 +206,12 @@ def _profile_space(
     from hwnas.progress import Measuring
 
     space = registry.space(name)
-    chosen, told = survey.choose(space, sample=sample, archs=archs, seed=how.seed)
+    chosen, how_chosen = survey.choose(space, sample=sample, archs=archs, seed=how.seed)
     if not chosen:
         raise InvalidSetting("say which networks: --sample 100, or --arch STRING")
     if save is not None:
         saved.check_name(save, space, replacing=replacing)
-    found = survey.Survey(space, dataset or space.datasets[0], how.protocol, tuple(chosen), told)
+    found = survey.Survey(space, dataset or space.datasets[0], how.protocol, tuple(chosen), how_chosen)
     console = stderr()
     with (
         Measuring(console, shown=not (how.quiet or how.as_json)) as progress,
@@ -238,16 +238,21 @@ def _profile_space(
                     highlight=False,
                 )
             raise
-    written = [] if folder is None else write_records(folder, found.to_json(), found.samples)
+    content = found.to_json()
+    written = []
+    if folder is not None:
+        from hwnas.report import surveyed
+
+        written += write_records(folder, content, found.samples) + surveyed.write(content, folder)
     if save is not None:
         written.append(found.save(save, device))
         saved.discard_partial(save)
     if how.as_json:
-        print(json.dumps(found.to_json(), indent=2))
+        print(json.dumps(content, indent=2))
     elif not how.quiet:
         from hwnas.report import surveyed
 
-        stdout().print(surveyed.table(found.to_json()))
+        stdout().print(surveyed.table(content))
         for path in written:
             print(path)
         if save is not None:

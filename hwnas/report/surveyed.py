@@ -1,16 +1,25 @@
-"""Measured networks of a space as a table for the terminal."""
+"""Measured networks of a space: a table for the terminal, and a picture."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from hwnas import atomic
 from hwnas.core.wording import known, quantity
+from hwnas.report.axes import BLUE, GREY
+from hwnas.report.figures import log_axis, new_figure, render
 from hwnas.report.timings import device_note
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.console import RenderableType
 
+_FAR = 5.0  # times as slow: a logarithmic axis
 _ROWS = 20  # of more networks, so many from the fastest to the slowest are shown
 
 
@@ -42,6 +51,52 @@ def table(told: Mapping[str, Any]) -> RenderableType:
         tau = "" if again["tau"] is None else f", Kendall tau {again['tau']:.2f}"
         lines.append(f"{again['pairs']} repeated measurements differ by {again['relative']:.1%} (median{tau})")
     return Group(listed, *map(Text, lines))
+
+
+def picture(told: Mapping[str, Any]) -> Figure:
+    """Latencies of a survey in ascending order, with their 95 % intervals; grey where the status is not ok."""
+    known_ones = [network for network in sorted(told["networks"], key=_latency) if _latency(network) < float("inf")]
+    rows = [network["metrics"]["latency_ms"] for network in known_ones]
+    figure = new_figure(7.2, 4.0)
+    axes = figure.subplots()
+    for colour, chosen, label in ((BLUE, True, "ok"), (GREY, False, "noisy or unconverged")):
+        places = [i for i, row in enumerate(rows) if (row["status"] == "ok") is chosen]
+        if places:
+            values = np.array([rows[i]["value"] for i in places])
+            reach = np.abs(np.array([[rows[i]["low"], rows[i]["high"]] for i in places]).T - values)
+            axes.errorbar(
+                places,
+                values,
+                yerr=reach,
+                fmt="o",
+                ms=1.5,
+                capsize=2,
+                lw=1,
+                color=colour,
+                label=f"{label} ({len(places)})",
+            )
+    if rows:
+        if rows[-1]["value"] > _FAR * rows[0]["value"]:
+            log_axis(axes, "y")
+        axes.legend(frameon=False, fontsize=8)
+    axes.set_xlabel("networks, fastest first")
+    axes.set_ylabel("latency [ms], 95 % interval")
+    axes.set_title(
+        fill(device_note(told["device"]["device"], told["device"]), 110), fontsize=6.5, loc="left", color="0.35"
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, lw=0.5)
+    return figure
+
+
+def write(told: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write the picture as PNG and PDF.
+
+    Raises:
+        OSError: As the file system says it.
+    """
+    figure = picture(told)
+    return [atomic.write(folder / f"latencies.{suffix}", render(figure, suffix)) for suffix in ("png", "pdf")]
 
 
 def _latency(network: Mapping[str, Any]) -> float:

@@ -20,7 +20,9 @@ from hwnas.report.axes import BLUE, GREY, RED
 from hwnas.report.figures import log_axis, new_figure, render
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
     from rich.console import RenderableType
 
 
@@ -233,18 +235,18 @@ def _neighbours(timings: Timings) -> list[Pair]:
     return sorted(near, key=lambda pair: min(place(pair.first), place(pair.second)))
 
 
-def _violin(axes: Any, samples: np.ndarray, place: int) -> None:
-    """The density of samples, by Gaussian kernels of Silverman's width."""
+def _violin(axes: Axes, samples: NDArray[np.float64], place: int) -> None:
+    """The density of the samples' logarithms, by Gaussian kernels of Silverman's width."""
     low, high = np.quantile(samples, (0.01, 0.99))
-    inside = samples[(samples >= low) & (samples <= high)]
+    inside = np.log(samples[(samples >= low) & (samples <= high)])
     q1, q3 = np.quantile(inside, (0.25, 0.75))
     width = 0.9 * min(inside.std(), (q3 - q1) / 1.34) * len(inside) ** -0.2
     if width <= 0:
         return
-    grid = np.linspace(low, high, 120)
+    grid = np.linspace(inside.min(), inside.max(), 300)
     density = np.exp(-0.5 * ((grid[:, None] - inside) / width) ** 2).sum(axis=1)
     reach = 0.38 * density / density.max()
-    axes.fill_between(grid, place - reach, place + reach, color=GREY, alpha=0.35, lw=0)
+    axes.fill_between(np.exp(grid), place - reach, place + reach, color=GREY, alpha=0.35, lw=0)
 
 
 def _listed(title: str, lines: Sequence[str]) -> str:
