@@ -38,7 +38,9 @@ def test_layers_hold() -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("what", ["import hwnas", "import hwnas.cli", "import hwnas; hwnas.search"])
+@pytest.mark.parametrize(
+    "what", ["import hwnas", "import hwnas.cli", "import hwnas; hwnas.search, hwnas.export_module"]
+)
 def test_import_loads_no_framework(what: str) -> None:
     heavy = _python(f"import sys\n{what}\nprint([m for m in {HEAVY!r} if m in sys.modules])")
     assert heavy.strip() == "[]"
