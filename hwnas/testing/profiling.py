@@ -279,7 +279,7 @@ class BackendSuite:
         assert told["status"] == Status.INVALID_MODEL, told
 
     def test_dynamic_shapes_have_to_be_told(self, runtime: Backend, tmp_path: Path) -> None:
-        path = _relu(tmp_path / "free.onnx", ("n", 4))
+        path = write_relu(tmp_path / "free.onnx", ("n", 4))
         told = self._refused(runtime, path)
         assert told["status"] == Status.INVALID_MODEL, told
         assert "--shape" in told["message"]
@@ -299,7 +299,8 @@ class BackendSuite:
         return reply
 
 
-def _relu(path: Path, shape: tuple[int | str, ...]) -> Path:
+def write_relu(path: Path, shape: tuple[int | str, ...] = (1, 4)) -> Path:
+    """A network of one Relu from "x" to "y": the smallest one there is."""
     import onnx
 
     values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("x", "y")]

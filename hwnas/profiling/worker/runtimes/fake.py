@@ -6,7 +6,7 @@ that would be hard to provoke. Its figures are never those of any hardware; they
 A network's true latency is `overhead_ms + nodes * node_us / 1000 + macs / (gmacs_per_s * 1e6)` ms, times a factor of
 its own (`spread`, log-normal, the same in every session), or what `truth.PATTERN` says. One inference takes
 
-    truth * exp(level_s + session_sa + drift * minutes + jitter * |n|) * slow ** (mode * sensitivity_a) * tail
+    truth * exp(level_s + session_sa + jitter * |n|) * (1 + drift * minutes) * slow ** (mode * sensitivity_a) * tail
 
 with n standard normal; mode 1 while the machine is slow; tail 1, or with probability `tail` 1 + 2 x, x exponential.
 Time is simulated as well: an inference advances a clock instead of waiting.
@@ -85,7 +85,7 @@ class Settings:
                     Status.BACKEND_UNAVAILABLE,
                     f"runtime fake has no option {name!r}. Known: truth.PATTERN, fault.PATTERN, {', '.join(known)}",
                 )
-            found[name] = _number(name, value, least=-np.inf if name in ("drift", "seed") else 0.0)
+            found[name] = _number(name, value, least=-np.inf if name == "seed" else 0.0)
         settings = cls(**found)
         if settings.slow < 1 or settings.tail > 1 or min(settings.slow_s, settings.fast_s, settings.gmacs_per_s) <= 0:
             raise Failure(
@@ -166,14 +166,16 @@ class Machine:
 
     def slow(self) -> bool:
         """Whether the machine is in its slow mode now."""
+        if self.settings.slow == 1:
+            return False
         while self._until <= self.clock.now:
             self._slow = not self._slow
             self._until += self.rng.exponential(self.settings.slow_s if self._slow else self.settings.fast_s)
         return self._slow
 
     def drift(self) -> float:
-        """Log growth of all latencies since the clock began."""
-        return self.settings.drift * self.clock.now / 60.0
+        """How much slower everything has become since the clock began, as a factor."""
+        return 1 + self.settings.drift * self.clock.now / 60.0
 
 
 class FakeModel:
@@ -231,9 +233,9 @@ class FakeModel:
         slow = machine.slow()
         noise = settings.jitter * np.abs(machine.rng.standard_normal(n))
         tails = np.where(machine.rng.random(n) < settings.tail, 1 + 2 * machine.rng.exponential(size=n), 1.0)
-        cpu_ms = float(np.mean(np.exp(self._log + machine.drift() + noise)))
+        each = np.exp(self._log + noise) * machine.drift()
         slower = settings.slow**self._sensitivity if slow else 1.0
-        wall_ms = float(np.mean(np.exp(self._log + machine.drift() + noise) * tails)) * slower
+        cpu_ms, wall_ms = float(np.mean(each)), float(np.mean(each * tails)) * slower
         machine.clock.now += 1e-3 * wall_ms * n
         return wall_ms, cpu_ms, slow
 
