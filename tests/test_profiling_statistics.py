@@ -277,3 +277,13 @@ def test_retests_tell_the_spread_of_one_figure() -> None:
 def test_the_joint_half_width() -> None:
     assert float(statistics.with_session(0.03, 0.0)) == pytest.approx(0.03)
     assert float(statistics.with_session(0.03, 0.02)) == pytest.approx(math.hypot(0.03, 1.96 * 0.02))
+
+
+def test_a_calibration_does_not_claim_less_than_it_can_tell() -> None:
+    def found(sessions: int, networks: int, half: float) -> float:
+        shape = (sessions, networks)
+        return statistics.session_sigma(np.zeros(shape), np.full(shape, half))
+
+    assert found(3, 4, 0.08) == pytest.approx(0.08 / 1.96 * 0.5**0.5)
+    assert found(3, 4, 0.02) < found(3, 4, 0.08)  # careful sessions tell more,
+    assert found(9, 16, 0.08) < found(3, 4, 0.08)  # and so do many

@@ -273,7 +273,9 @@ def session_sigma(sessions: Floats, halves: Floats) -> float:
     """Between-session standard deviation, relative, from the same networks in several fresh sessions.
 
     The variance between sessions less what the intervals within a session explain, pooled over networks:
-    sigma^2 = mean_a [ var_s(value) - mean_s (half / 1.96)^2 ], at least 0.
+    sigma^2 = mean_a [ var_s(value) - mean_s (half / 1.96)^2 ], but at least its own standard error where there is no
+    difference between sessions, w^2 sqrt(2 / ((s - 1) n)) with w^2 the mean variance within: less than that cannot be
+    told from nothing, and a calibration in a hurry must not promise figures that repeat exactly.
 
     Args:
         sessions: `s x n`, log latencies; s >= 2.
@@ -281,4 +283,5 @@ def session_sigma(sessions: Floats, halves: Floats) -> float:
     """
     between = sessions.var(axis=0, ddof=1)
     within = np.mean((halves / 1.96) ** 2, axis=0)
-    return float(np.sqrt(max(0.0, np.mean(between - within))))
+    resolved = np.mean(within) * np.sqrt(2 / ((len(sessions) - 1) * sessions.shape[1]))
+    return float(np.sqrt(max(resolved, np.mean(between - within))))
