@@ -14,7 +14,7 @@ import pytest
 from hwnas import registry, resources
 from hwnas.core import pareto
 from hwnas.core.architecture import Architecture
-from hwnas.core.measurement import Measurement
+from hwnas.core.measurement import Context, Measurement, Source
 from hwnas.core.objective import Constraint, Objective
 from hwnas.core.protocols import Generator, SearchSpace
 from hwnas.core.state import SearchState
@@ -170,6 +170,7 @@ def _search(state: SearchState, generator: Generator) -> SearchState:
 
 
 ERROR, LATENCY = Objective("val_error_pct"), Objective("latency_ms", DEVICE)
+WANTED = ("val_error_pct", "latency_ms")
 ENERGY, PARAMS = Objective("energy_mj", DEVICE), Objective("params_m")
 
 
@@ -257,6 +258,30 @@ def test_the_ledger_counts_what_was_drawn() -> None:
     generator.propose(state, 4, rng=state.rng("propose"))
     assert generator.drawn.generated >= 60 + 40
     assert 0 < generator.drawn.rejected < generator.drawn.generated
+
+
+@pytest.mark.parametrize("source", [Source.TABLE, Source.MEASURED])
+def test_where_networks_are_run_each_is_proposed_once(source: Source) -> None:
+    """Cells that differ in dead edges only are one network; a table has numbers of its own for each of them."""
+    space = NasBench201()
+    generator = AgNet(space, replace(QUICK, generator=False, initial=12))
+    state = SearchState("nb201", (ERROR, LATENCY), queries=60)
+    contexts = {m: Context(source, device=DEVICE if m == "latency_ms" else None, dataset="cifar10") for m in WANTED}
+    # what is best has many twins: nothing but the edge from input to output counts
+    chosen: Sequence[Architecture] = [Architecture("nb201", (3, 0, 0, op, 0, 0)) for op in range(4)]
+    chosen = [*chosen, *sample(space, 10, rng=np.random.default_rng(0))]
+    while state.remaining > 0:
+        rows = []
+        for architecture in chosen:
+            cost = sum(op != 0 for op in space.pruned(architecture).code)
+            values = {"val_error_pct": 10.0 + 3 * (architecture.code[0] != 3), "latency_ms": 1.0 + cost}
+            rows += [Measurement(architecture, m, values[m], contexts[m]) for m in WANTED]
+        state = state.tell(rows)
+        generator.update(state, rng=state.rng("update"))
+        chosen = generator.propose(state, 4, rng=state.rng("propose"))
+    later = [space.canonical(a) for a in state.architectures[14:]]
+    twins = len(later) - len(set(later) - {space.canonical(a) for a in state.architectures[:14]})
+    assert (twins == 0) is (source is Source.MEASURED), twins
 
 
 def test_on_cells_it_continues_to_the_same_proposals() -> None:

@@ -21,6 +21,7 @@ from scipy.special import log_ndtr
 from hwnas.core import pareto, target
 from hwnas.core.architecture import Architecture
 from hwnas.core.ledger import Ledger
+from hwnas.core.measurement import Source
 from hwnas.core.metrics import FAMILIES, METRICS
 from hwnas.core.objective import Constraint, Objective
 from hwnas.core.protocols import SearchSpace
@@ -131,6 +132,7 @@ class AgNet:
         self.settings = settings or Settings()
         self.drawn = Ledger()
         self._lent = False
+        self._networks: dict[Architecture, Architecture] = {}  # canonical forms, which take time
         self._surrogate = GaussianProcess(
             Encoder(space),
             blocks=self.settings.blocks,
@@ -221,8 +223,31 @@ class AgNet:
         near = self._neighbours(state, rng) if asked.surrogate else []
         others = dict.fromkeys(a for a in (*generated, *near) if a not in state.seen and a not in uniform)
         total = len(uniform) + len(generated) + invalid + len(near)
+        if _measured(state):
+            uniform, others = self._new_networks(state, uniform, others)
         self.drawn = Ledger(generated=total, rejected=total - len(uniform) - len(others))
         return list(uniform), list(others)
+
+    def _new_networks(
+        self, state: SearchState, *pools: Mapping[Architecture, None]
+    ) -> tuple[dict[Architecture, None], ...]:
+        """Pools without architectures that are the network of another one, there or in the archive: where networks are
+        run, it would be run for nothing. A table has numbers of its own for each. As they are if nothing is left."""
+        taken = {self._network(architecture) for architecture in state.architectures}
+        kept: list[dict[Architecture, None]] = []
+        for pool in pools:
+            kept.append({})
+            for architecture in pool:
+                network = self._network(architecture)
+                if network not in taken:
+                    taken.add(network)
+                    kept[-1][architecture] = None
+        return tuple(kept) if any(kept) else tuple(dict(pool) for pool in pools)
+
+    def _network(self, architecture: Architecture) -> Architecture:
+        if architecture not in self._networks:
+            self._networks[architecture] = self.space.canonical(architecture)
+        return self._networks[architecture]
 
     def _neighbours(self, state: SearchState, rng: np.random.Generator) -> list[Architecture]:
         """Architectures one choice away from the front; where nothing is feasible, from the best there are."""
@@ -284,6 +309,13 @@ class _Goal:
             losses[state.violations == 0, :own],
             tuple(j for j, metric in enumerate(metrics) if METRICS[metric].per_device),
         )
+
+
+def _measured(state: SearchState) -> bool:
+    """Whether costs come from running networks."""
+    run = (Source.MEASURED, Source.PREDICTED)
+    rows = (row for evaluation in state.archive for row in evaluation.measurements)
+    return any(row.context.device is not None and row.context.source in run for row in rows)
 
 
 def _values(state: SearchState, constraint: Constraint, as_loss: Objective) -> Floats:

@@ -96,6 +96,7 @@ class Bench:
         protocol: How carefully.
         references: Networks that every batch measures as well, by name.
         sigma: Between-session standard deviation of this device, relative; None where it was never calibrated.
+        least_sigma: What is known to be too small for it: how badly figures repeated on this device just now.
         seed: Of random orders and resamples.
         memory, energy: Whether to ask for them as well.
         clock: Monotonic seconds.
@@ -116,6 +117,7 @@ class Bench:
         *,
         references: Mapping[str, Path],
         sigma: float | None = None,
+        least_sigma: float = 0.0,
         seed: int = 0,
         memory: bool = False,
         energy: bool = False,
@@ -127,6 +129,7 @@ class Bench:
         self._protocol = protocol
         self._references = dict(references)
         self._sigma = sigma
+        self._least_sigma = least_sigma
         self._seed = seed
         self._memory, self._energy = memory, energy
         self._clock = clock
@@ -192,7 +195,7 @@ class Bench:
     def sigma(self) -> float:
         """Between-session standard deviation that intervals contain, relative: as calibrated or assumed, or what
         this bench's own retests show where that is more. A machine may be busier than when it was calibrated."""
-        sigma = DEFAULT_SIGMA if self._sigma is None else self._sigma
+        sigma = max(DEFAULT_SIGMA if self._sigma is None else self._sigma, self._least_sigma)
         if len(self._pairs) < _RETESTS:
             return sigma
         first, second, _ = (np.array(column) for column in zip(*self._pairs, strict=True))
