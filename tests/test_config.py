@@ -232,3 +232,17 @@ PLAIN = st.recursive(
 def test_a_configuration_survives_toml(config: SearchConfig) -> None:
     text = tomli_w.dumps(config.to_toml())
     assert SearchConfig.from_toml(tomllib.loads(text)) == config
+
+
+def test_the_limit_of_a_devices_metric() -> None:
+    config = SearchConfig(devices=("cpu",), budgets={"latency": "800us", "energy@fpga": 2.0, "params": "1M"})
+    assert config.limit("latency_ms", "cpu") == pytest.approx(0.8)
+    assert config.limit("energy_mj", "fpga") == 2.0
+    assert config.limit("energy_mj", "cpu") is None
+    assert config.limit("cpu_time_ms", "cpu") is None
+
+
+def test_predict_is_true_or_false() -> None:
+    assert SearchConfig(predict=False).to_toml()["predict"] is False
+    with pytest.raises(InvalidSetting, match="predict wants true or false; got 'no'"):
+        SearchConfig(predict="no")  # type: ignore[arg-type]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Context, Measurement, Source, Status
+from hwnas.core.objective import Objective
+from hwnas.core.state import SearchState
 from hwnas.evaluators.measured import LATENCY, MeasuredEvaluator, Screening
+from hwnas.finals import hopeful
 from hwnas.measure import Measure
 from hwnas.spaces.codes import sample
 from hwnas.stores.memory import MemoryStore
@@ -204,3 +208,20 @@ def test_what_a_device_cannot_tell_is_said() -> None:
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="are wanted; got"):
         Screening(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"), [(Source.PREDICTED, [0, 1]), (Source.MEASURED, [0, 1]), (Source.TABLE, [0])]
+)
+def test_what_may_be_on_the_front_by_its_interval_is_measured_again(source: Source, expected: list[int]) -> None:
+    """The second is dominated, but not beyond doubt where its latency was predicted; the third is, beyond doubt."""
+    objectives = (Objective("val_error_pct"), Objective(LATENCY, DEVICE))
+    error = Context(Source.TABLE, dataset=DATASET)
+    cost = replace(MEASURED, source=source)
+    chosen = sample(SPACE, 3, rng=np.random.default_rng(0))
+    rows = []
+    for architecture, value in zip(chosen, (1.0, 1.05, 2.0), strict=True):
+        rows.append(Measurement(architecture, "val_error_pct", 10.0, error))
+        rows.append(Measurement(architecture, LATENCY, value, cost, interval=(0.9 * value, 1.1 * value)))
+    state = SearchState("toy", objectives, queries=3).tell(rows)
+    assert hopeful(state) == [chosen[i] for i in expected]
