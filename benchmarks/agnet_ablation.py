@@ -64,7 +64,6 @@ VARIANTS = {
     "retraining": Variant("decoder never retrained", {"tune_steps": 0}),
     "devices": Variant("nothing of other devices", {"devices": False}),
     "compression": Variant("errors as they are, not compressed", {"compress": 1.0}),
-    "initial": Variant("twice as many uniform evaluations first", {"initial": 16}),
     "ranking": Variant("with a ranking loss", {"ranking": 0.3}),
 }
 LIMIT_VARIANTS = {

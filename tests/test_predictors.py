@@ -158,6 +158,21 @@ class TestGaussianProcess:
         left = np.diag(kernel_matrix(process, new, new) - cross @ np.linalg.solve(gram, cross.T)) + noise
         assert posterior.variance[:, 0] == pytest.approx(left * losses[:, 0].std() ** 2, rel=0.03)
 
+    def test_rounding_that_a_kernel_does_not_survive_is_met_with_more_noise(self, encoder: Encoder) -> None:
+        """Large linear weights, no noise: in single precision the kernel matrix of 150 cells is indefinite."""
+        process = GaussianProcess(encoder)
+        known = cells(150)
+        losses = smooth(encoder, known)
+        blocks = process.kernel.size()
+        theta = np.concatenate((np.full(blocks, -8.0), np.full(blocks, 1.0), [8.0, -15.0]))
+        process.set_hyper_parameters({"heads": [theta] * losses.shape[1], "success": theta})
+        process.condition(known, losses)
+        guess = process.predict(cells(25, seed=7))
+        assert guess.std is not None
+        assert np.isfinite(guess.mean).all()
+        assert (guess.std > 0).all()
+        assert kendalltau(process.predict(known).mean[:, 0], losses[:, 0]).statistic > 0.8
+
     def test_leaving_one_out_is_refitting_without_it(self, encoder: Encoder) -> None:
         process, known, losses = self.fitted(encoder)
         predicted, deviations, targets = process.leave_one_out()[0]

@@ -153,7 +153,7 @@ class Head:
         """
         self._standardise(targets)
         inside = distances.select(self.rows, self.rows)
-        factor = _factor(self._covariance(inside)[0])
+        factor = _factor_in_any_case(self._covariance(inside)[0])
         self._inverse_factor = np.tril(dtrtri(factor, lower=1)[0])
         self._alpha = self._inverse_factor.T @ (self._inverse_factor @ self._target)
         self._single = self._inverse_factor.astype(np.float32)
@@ -436,6 +436,17 @@ def _factor(kernel: Floats) -> Floats:
     if info:
         raise np.linalg.LinAlgError("the kernel matrix is not positive definite")
     return np.asarray(factor)
+
+
+def _factor_in_any_case(kernel: Floats) -> Floats:
+    """The factor, with as much more on the diagonal as it takes: distances and inner products are rounded to single
+    precision, which a kernel with large linear weights and hardly any noise does not survive as it is."""
+    for extra in (0.0, *np.geomspace(_JITTER, 1.0, 7)):
+        try:
+            return _factor(kernel + extra * np.eye(len(kernel)))
+        except np.linalg.LinAlgError:
+            continue
+    raise np.linalg.LinAlgError("the kernel matrix is not positive definite, whatever is added to its diagonal")
 
 
 def _squared(a: Singles, b: Singles) -> Singles:
