@@ -153,6 +153,7 @@ class Bench:
         """A record for each candidate, in order; those of a batch come when it ends.
 
         Raises:
+            Failure: The reference networks cannot be run.
             ValueError: Two candidates have one id, or one has a reference's.
         """
         names = [candidate.id for candidate in candidates]
@@ -258,6 +259,8 @@ class Bench:
                 if not self._alive:
                     self._start()
                 names = [name for name in members if name not in faults.failed]
+                if not names:
+                    return None
                 if not self._load(names, members, faults):
                     return None
                 return self._rounds(rng)

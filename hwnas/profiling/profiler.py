@@ -9,7 +9,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -105,6 +105,9 @@ class Profiler:
         Args:
             candidates: With distinct ids; those without a graph hash are never looked up or kept.
             protocol: How carefully.
+
+        Raises:
+            DeviceUnavailable: Not even the reference networks can be run.
         """
         keys = {c.id: result_key(c.graph_hash, self.config, self.fingerprint) for c in candidates if c.graph_hash}
         known = self._known(candidates, keys, protocol)
@@ -240,6 +243,15 @@ class Profiler:
         except (Failure, WorkerDied, WorkerTimeout) as error:
             raise DeviceUnavailable(f"device {self.device.name} cannot be measured on: {error}") from error
 
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """What goes wrong with no candidate, as an error of the device."""
+        try:
+            yield
+        except (Failure, WorkerDied, WorkerTimeout) as error:
+            at = f" (at {error.at})" if error.at else ""
+            raise DeviceUnavailable(f"device {self.device.name} cannot be measured on: {error}{at}") from error
+
     def _probe(self) -> DeviceInfo:
         info = probe(self.device, self.runtime, self._transport)
         if not info.available:
@@ -267,7 +279,8 @@ class Profiler:
     def _on_todays_level(self, record: Record, protocol: Protocol) -> Record:
         if record.latency is None:
             return record
-        now, then = self.bench(protocol).find_level(), record.conditions.get("references", {})
+        with self._reported():
+            now, then = self.bench(protocol).find_level(), record.conditions.get("references", {})
         both = now.keys() & then.keys()
         shift = float(np.mean([math.log(now[name] / then[name]) for name in both])) if both else 0.0
         return replace(record, latency=_shifted(record.latency, shift), flags=(*record.flags, "cached"))
@@ -275,7 +288,12 @@ class Profiler:
     def _fresh(self, candidates: Sequence[Candidate], keys: Mapping[str, str], protocol: Protocol) -> Iterator[Record]:
         if not candidates:
             return
-        for record in self.bench(protocol).measure(candidates):
+        records = self.bench(protocol).measure(candidates)
+        while True:
+            with self._reported():
+                record = next(records, None)
+            if record is None:
+                return
             keep = record.status.has_value or record.status in _KEPT_FAILURES
             if self._cache is not None and keep and record.subject.id in keys:
                 self._cache.put([(keys[record.subject.id], protocol.rank, record.to_json())])
@@ -352,6 +370,8 @@ def read_calibration(device: str, config: SessionConfig) -> float | None:
         return None
     try:
         sigma = float(json.loads(path.read_text(encoding="utf-8"))["sigma"])
+        if not 0 <= sigma < math.inf:
+            raise ValueError(f"a spread of at least 0 is wanted; got {sigma}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"the calibration {path} is damaged ({error}); delete it, or run 'hwnas calibrate' again"
