@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ POINTS = (50, 100, 200)
 def write_report(records: Records, folder: Path, bench: Any) -> None:
     """Write `search_quality.md` and its pictures into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    front = [r for r in records if r["protocol"] == "front" and f"gap_{max(POINTS)}" in r]
+    front = whole_seeds([r for r in records if r["protocol"] == "front" and f"gap_{max(POINTS)}" in r], "method")
     budget = [r for r in records if r["protocol"] == "budget"]
     single = [r for r in records if r["protocol"] == "single"]
     parts = ["# Search quality", "", *_command_part()]
@@ -84,6 +85,17 @@ def seed_means(records: Records, key: str) -> list[float]:
     for record in records:
         by_seed[record["seed"]].append(record[key])
     return [statistics.fmean(values) for _, values in sorted(by_seed.items())]
+
+
+def whole_seeds(records: Records, by: str) -> Records:
+    """Of each method (or what else `by` names) the seeds that have all its tasks: a run that was stopped leaves the
+    last seed with a part of them, whose mean is of other tasks."""
+    tasks: dict[Any, set[str]] = defaultdict(set)
+    there: dict[Any, set[str]] = defaultdict(set)
+    for record in records:
+        tasks[record[by]].add(record["task"])
+        there[record[by], record["seed"]].add(record["task"])
+    return [r for r in records if there[r[by], r["seed"]] == tasks[r[by]]]
 
 
 def methods(records: Records) -> list[str]:
@@ -261,7 +273,9 @@ def compare(records: Records, name: str, other: str, key: str) -> tuple[str, str
             side = won if statistics.fmean(ours) < statistics.fmean(theirs) else lost
             side[0] += 1
             if len(ours) > 1 and len(theirs) > 1:
-                side[1] += bool(ttest_ind(ours, theirs, equal_var=False).pvalue < 0.05)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", RuntimeWarning)  # seeds that all agree: no variance
+                    side[1] += bool(ttest_ind(ours, theirs, equal_var=False).pvalue < 0.05)
     return f"{won[0]} ({won[1]})", f"{lost[0]} ({lost[1]})"
 
 

@@ -90,21 +90,23 @@ def test_the_report_counts_wins_and_gives_the_spread_over_seeds(tmp_path: Path) 
         for task in ("cifar10/fpga", "cifar100/fpga")
         for seed in (0, 1)
     ]
-    records += [_record("random", "ImageNet16-120/fpga", 0, 0.05), _record("agnet", "ImageNet16-120/fpga", 0, 0.06)]
+    for seed in (0, 1):
+        records.append(_record("random", "ImageNet16-120/fpga", seed, 0.05))
+        records.append(_record("agnet", "ImageNet16-120/fpga", seed, 0.06))
+    records.append(_record("agnet", "cifar10/fpga", 2, 0.9))  # a seed that was stopped does not count
     records += [_record("optuna-gp", "cifar10/fpga", 0, 0.2)]
     quality_report.write_report(records, tmp_path, None)
     text = (tmp_path / "search_quality.md").read_text()
-    assert "| random | 2 (2) | 1 (0) | 2 (2) | 1 (0) | 2 (2) | 1 (0) |" in text
+    assert "| random | 2 (2) | 1 (1) | 2 (2) | 1 (1) | 2 (2) | 1 (1) |" in text
     assert "| optuna-gp | 1 (0) | 0 (0) |" in text
     # a part of the tasks is compared on that part only
     everywhere, _, part = text.partition("## The tasks of slow methods")
     assert "optuna-gp" not in everywhere
     assert "| optuna-gp | 1 x 1 | 0.200" in part
     assert "| random | 1 x 2 | 0.305" in part
-    # agnet's mean curve falls on a line from 1 to (0.26 / 3 + 0.11) / 2 and meets the mean of random's ends,
-    # (0.65 / 3 + 0.31) / 2, there
+    # agnet's mean curve falls on a line from 1 to 0.09 and meets the mean of random's ends, 0.22, there
     assert (quality_report.curves(records)[:, 0] == 1.0).all()
-    assert "| random | 164 | " in text
+    assert "| random | 172 | " in text
     # two seeds with means 0.1 and 0.11: t(0.975, 1) = 12.706 times 0.01 / sqrt(2) / sqrt(2)
     assert "| agnet | 1 x 2 | 0.105 ± 0.064" in text
     assert (tmp_path / "search_quality.png").stat().st_size > 10_000
