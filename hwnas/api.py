@@ -20,6 +20,7 @@ from hwnas.core.metrics import METRICS
 from hwnas.core.objective import Constraint, Objective
 from hwnas.core.protocols import SearchSpace
 from hwnas.core.state import Evaluation, SearchState
+from hwnas.core.wording import origin, origins
 from hwnas.errors import InvalidSetting, RunCorrupt, RunError, UsageError
 from hwnas.finals import Finals, check_exported, keep_samples, measure_front, summarise
 from hwnas.loop import OnStep, Search, replay
@@ -65,8 +66,8 @@ class Found:
 
     @property
     def sources(self) -> dict[str, str]:
-        """Column name to "table", "surrogate", "measured", "trained" or "predicted"."""
-        return {row.column: str(row.context.source) for row in self.evaluation.measurements}
+        """Column name to "table", "surrogate", "measured", "trained", "predicted" or "counted"."""
+        return {row.column: origin(row.context) for row in self.evaluation.measurements}
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class SearchResult:
                 "key": found.architecture.key,
                 "arch": found.arch,
                 **found.values,
-                "source": "+".join(dict.fromkeys(found.sources.values())),
+                "source": origins(found.evaluation.measurements),
                 "feasible": bool(self.view.feasible[i]),
                 "front": i in front,
                 "recommended": i == best,

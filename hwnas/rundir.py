@@ -34,6 +34,7 @@ from hwnas import optional
 from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Measurement, Status
 from hwnas.core.state import Evaluation, SearchState
+from hwnas.core.wording import origins
 from hwnas.errors import RunCorrupt, RunExists, RunIncompatible
 from hwnas.stores.files import replace_text, writing
 from hwnas.stores.sqlite import SqliteStore
@@ -372,7 +373,7 @@ def _archive_row(index: int, evaluation: Evaluation, columns: Sequence[str], not
         notation(evaluation.architecture),
         *(values.get(column, "") for column in columns),
         str(_status(evaluation.measurements)),
-        "+".join(dict.fromkeys(str(row.context.source) for row in evaluation.measurements)),
+        origins(evaluation.measurements),
     ]
 
 

@@ -55,7 +55,13 @@ def test_search_keeps_the_budget_and_the_count() -> None:
     assert all(found["latency_ms"] <= 5 for found in result.front)
     best = min(f["val_error_pct"] for f in result.archive if f["latency_ms"] <= 5)
     assert result.best["val_error_pct"] == best
-    assert set(result.best.sources.values()) == {"surrogate", "measured"}
+    assert result.best.sources == {
+        "val_error_pct": "surrogate",
+        "test_error_pct": "surrogate",
+        "latency_ms@edgegpu": "surrogate",
+        "params_m": "counted",
+        "macs_m": "counted",
+    }
 
 
 def test_same_seed_same_result_other_seed_other_result() -> None:
@@ -70,6 +76,7 @@ def test_result_in_notebook_and_pandas() -> None:
     frame = result.to_pandas()
     assert len(frame) == 60
     assert frame["recommended"].sum() == 1
+    assert set(frame["source"]) == {"surrogate"}
     assert frame.loc[frame["front"], "feasible"].all()
 
 
@@ -190,7 +197,7 @@ def test_run_directory_holds_everything(tmp_path: Path, capsys: pytest.CaptureFi
     assert "★" in told
     rows = list(csv.DictReader((out / "archive.csv").read_text().splitlines()))
     assert [row["order"] for row in rows] == [str(i) for i in range(1, 61)]
-    assert {row["source"] for row in rows} == {"surrogate+measured"}
+    assert {row["source"] for row in rows} == {"surrogate"}
     front = json.loads((out / "front.json").read_text())
     assert front["ledger"]["evaluations"] == 60
     recommended = [row for row in csv.DictReader((out / "front.csv").read_text().splitlines()) if row["recommended"]]

@@ -22,7 +22,7 @@ from hwnas.core.ledger import Ledger
 from hwnas.core.measurement import Context, Measurement, Source, Status
 from hwnas.core.objective import Constraint, Objective
 from hwnas.core.state import SearchState
-from hwnas.core.wording import certainty, provenance
+from hwnas.core.wording import certainty, origin, origins, provenance
 from hwnas.report.axes import feasible_area, projections, staircase
 from hwnas.report.cells import BOX, HEIGHT, cell_svg, layout, short
 from hwnas.report.plots import every_plot
@@ -217,7 +217,7 @@ def test_words_say_source_and_certainty() -> None:
     surrogate = Measurement(row.architecture, "val_error_pct", 5.0, Context(Source.SURROGATE), interval=(4.5, 5.5))
     assert certainty(surrogate) == "95 % interval 4.50 to 5.50"
     assert certainty(Measurement(row.architecture, "params_m", 1.0, Context(Source.MEASURED, runtime="count"))) == (
-        "exact count"
+        "exact count, dead edges included"
     )
     failed = Measurement.failed(
         row.architecture, "latency_ms", Context(Source.TABLE, device="x"), Status.TIMEOUT, "9 s"
@@ -225,6 +225,18 @@ def test_words_say_source_and_certainty() -> None:
     assert certainty(failed) == "timeout: 9 s"
     noisy = Measurement(row.architecture, "latency_ms", 1.0, Context(Source.MEASURED, device="x"), Status.NOISY)
     assert "noisy" in certainty(noisy)
+
+
+def test_counts_are_no_measurements() -> None:
+    one = Architecture("toy", (0,))
+    count = Measurement(one, "params_m", 1.0, Context(Source.MEASURED, runtime="count"))
+    table = Measurement(one, "val_error_pct", 5.0, Context(Source.TABLE))
+    timed = Measurement(one, "latency_ms", 5.0, Context(Source.MEASURED, device="x", runtime="ort-cpu"))
+    assert [origin(row.context) for row in (count, table, timed)] == ["counted", "table", "measured"]
+    assert origins([table, count]) == "table"
+    assert origins([count, table, timed]) == "table+measured"
+    assert origins([count, count]) == "counted"
+    assert origins([]) == ""
 
 
 def test_summary_names_an_order_that_the_intervals_leave_open_and_an_uncertain_budget() -> None:

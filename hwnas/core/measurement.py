@@ -75,6 +75,11 @@ class Context:
     origin: str | None = None
     versions: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def counted(self) -> bool:
+        """Whether the number was counted from the network: nothing ran for it."""
+        return self.runtime == "count"
+
     def to_json(self) -> dict[str, Any]:
         return {k: v for k, v in asdict(self).items() if v is not None and v != ()}
 

@@ -67,7 +67,7 @@ class SearchSpace(Protocol):
         """Inverse of `format`; also accepts a key. Raises InvalidArchitecture."""
 
     def complexity(self, architecture: Architecture, dataset: str) -> Mapping[str, float]:
-        """Numbers counted from the network: "params_m", "macs_m"."""
+        """Numbers counted from the whole network, operations that reach no output included: "params_m", "macs_m"."""
 
     def input_shape(self, dataset: str) -> tuple[int, int, int]:
         """Channels, height, width."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from hwnas.core.measurement import Context, Measurement, Source, Status
 from hwnas.core.metrics import METRICS, Metric, metric
 
@@ -26,12 +28,21 @@ def heading(name: str, device: str | None) -> str:
     return f"{what.title}{where}" + (f" [{what.unit}]" if what.unit else "")
 
 
+def origin(context: Context) -> str:
+    """Where a number comes from in one word: its source, or "counted" where nothing ran for it."""
+    return "counted" if context.counted else str(context.source)
+
+
+def origins(rows: Iterable[Measurement]) -> str:
+    """Where an architecture's numbers come from, e.g. "table+measured". Counts, which every architecture has for
+    nothing, are told only where there is nothing else."""
+    words = dict.fromkeys(origin(row.context) for row in rows)
+    return "+".join([word for word in words if word != "counted"] or words)
+
+
 def provenance(context: Context) -> str:
     """Source first, then all that makes the number comparable: "table: cifar10, test split, mean of seeds"."""
-    if context.runtime == "count":
-        kind = "counted from the network"
-    else:
-        kind = str(context.source)
+    kind = "counted from the whole network, dead edges included" if context.counted else str(context.source)
     seed = "mean of seeds" if context.seed == "mean" else f"seed {context.seed}"
     parts = (
         context.dataset,
@@ -39,7 +50,7 @@ def provenance(context: Context) -> str:
         context.fidelity,
         context.seed and seed,
         context.device,
-        context.runtime if context.runtime != "count" else None,
+        None if context.counted else context.runtime,
         context.precision,
         f"batch {context.batch}" if context.batch else None,
         context.origin,
@@ -57,8 +68,8 @@ def certainty(row: Measurement) -> str:
         low, high = row.interval
         decimals = metric(row.metric).decimals if row.metric in METRICS else 4
         return f"95 % interval {low:.{decimals}f} to {high:.{decimals}f}{busy}"
-    if row.context.runtime == "count":
-        return "exact count"
+    if row.context.counted:
+        return "exact count, dead edges included"
     if row.context.source is Source.TABLE:
         seed = row.context.seed
         detail = ", mean of seeds" if seed == "mean" else f", seed {seed}" if seed else ""

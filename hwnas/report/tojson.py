@@ -7,6 +7,7 @@ from typing import Any
 
 from hwnas.core.measurement import Measurement
 from hwnas.core.metrics import METRICS
+from hwnas.core.wording import origin
 from hwnas.report.view import RunView
 
 SCHEMA = 1
@@ -72,7 +73,7 @@ def architecture(view: RunView, index: int) -> dict[str, Any]:
 
 def _metric(row: Measurement) -> dict[str, Any]:
     told = {key: value for key, value in row.to_json().items() if key != "architecture"}
-    return {**told, "unit": METRICS[row.metric].unit, "source": str(row.context.source)}
+    return {**told, "unit": METRICS[row.metric].unit, "source": origin(row.context)}
 
 
 def plain(value: Any) -> Any:
