@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hwnas import __version__, atomic
-from hwnas.core.measurement import Measurement, Status
+from hwnas.core.measurement import Context, Measurement, Status
 from hwnas.core.objective import Objective
 from hwnas.core.protocols import SearchSpace
 from hwnas.core.state import Evaluation
 from hwnas.core.wording import certainty, known, provenance, quantity
 from hwnas.errors import ExportFailed, HwnasError, RunExists
+from hwnas.onnx_facts import count_macs, count_params
 from hwnas.optional import version
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 MANIFEST, CARD, CERTIFICATE = "manifest.json", "README.md", ".certificate.json"
 UNTRAINED = "untrained"
+_FILE_PARAMS, _FILE_MACS = "file_params", "file_macs"
 
 _TAGS = {
     "val_error_pct": "error",
@@ -61,6 +63,8 @@ class Exported:
         output_shape: With batch first.
         opset: Of the ONNX model.
         exporter: What wrote its graph, as the model's metadata says; None where they do not.
+        params: Counted from the file: without edges that reach no output (unless kept verbatim), norms folded.
+        macs: Multiply-accumulates of one image, counted likewise; None where a shape is not known.
     """
 
     evaluation: Evaluation
@@ -73,6 +77,8 @@ class Exported:
     output_shape: tuple[int, ...] = ()
     opset: int | None = None
     exporter: str | None = None
+    params: int | None = None
+    macs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -182,7 +188,7 @@ def model_card(manifest: Mapping[str, Any]) -> str:
     models = manifest["models"]
     written = [model for model in models if model["status"] == Status.OK]
     columns = list(dict.fromkeys(_column(row) for model in models for row in model["metrics"]))
-    heads = ["", "file", *columns, "architecture"]
+    heads = ["", "file", "parameters of the file [M]", "MACs of the file [M]", *columns, "architecture"]
     lines = [
         f"# {len(written)} networks of the space {manifest['space']} for {manifest['dataset']}",
         "",
@@ -198,6 +204,11 @@ def model_card(manifest: Mapping[str, Any]) -> str:
     if any(model["recommended"] for model in models):
         lines += ["★ recommended", ""]
     lines += ["## Where the numbers come from", ""]
+    lines.append(
+        "- parameters and MACs of the file: counted from the file, per image; edges that reach no output are "
+        + ("kept" if manifest["verbatim"] else "left out")
+        + " and norms may be folded into convolutions"
+    )
     lines += [f"- {told}" for told in dict.fromkeys(_origin(row) for model in models for row in model["metrics"])]
     if written:
         one = written[0]
@@ -241,6 +252,11 @@ def _export_one(
             model.metadata_props.add(key="hwnas.certificate", value=json.dumps(certificate, allow_nan=False))
         stage = Status.INVALID_MODEL
         _check(model)
+        params, macs = count_params(model), count_macs(model)
+        macs = None if macs is None else macs // batch
+        for name, number in ((_FILE_PARAMS, params), (_FILE_MACS, macs)):
+            if number is not None:
+                model.metadata_props.add(key=f"hwnas.{name}", value=str(number))
         content = model.SerializeToString()
         stage = Status.CRASHED
         given, got = _run(content, (batch, *space.input_shape(dataset)))
@@ -256,7 +272,7 @@ def _export_one(
     opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     digest = hashlib.sha256(content).hexdigest()
     exporter = next((entry.value for entry in model.metadata_props if entry.key == "hwnas.exporter"), None)
-    return Exported(item, path.name, Status.OK, "", digest, len(content), given, got, opset, exporter)
+    return Exported(item, path.name, Status.OK, "", digest, len(content), given, got, opset, exporter, params, macs)
 
 
 def _annotate(model: onnx.ModelProto, space: SearchSpace, item: Evaluation, about: Mapping[str, Any]) -> None:
@@ -374,6 +390,8 @@ def _entry(space: SearchSpace, model: Exported, recommended: bool) -> dict[str, 
         "output_shape": list(model.output_shape),
         "opset": model.opset,
         "exporter": model.exporter,
+        _FILE_PARAMS: model.params,
+        _FILE_MACS: model.macs,
         "metrics": [_fact(row) for row in model.evaluation.measurements],
     }
 
@@ -393,7 +411,9 @@ def _fact(row: Measurement) -> dict[str, Any]:
 def _column(fact: Mapping[str, Any]) -> str:
     what = known(fact["metric"])
     device = fact["context"].get("device") if what.per_device else None
-    return f"{what.title} [{what.unit}]" + (f" {device}" if device else "")
+    # counts are the space's figures for the whole network; the file, without its dead edges, may hold much less
+    whole = " with dead edges" if Context.from_json(fact["context"]).counted else ""
+    return f"{what.title}{whole} [{what.unit}]" + (f" {device}" if device else "")
 
 
 def _card_row(model: Mapping[str, Any], columns: Sequence[str]) -> str:
@@ -401,7 +421,8 @@ def _card_row(model: Mapping[str, Any], columns: Sequence[str]) -> str:
     cells = [_card_value(values.get(column)) for column in columns]
     file = f"`{model['file']}`" if model["file"] else f"**{model['status']}**: {model['message']}"
     notation = "`" + model["arch"].replace("|", "\\|") + "`"
-    row = ["★" if model["recommended"] else "", file.replace("\n", " ").replace("|", "\\|"), *cells, notation]
+    counts = ["-" if model[name] is None else f"{model[name] / 1e6:.3f}" for name in (_FILE_PARAMS, _FILE_MACS)]
+    row = ["★" if model["recommended"] else "", file.replace("\n", " ").replace("|", "\\|"), *counts, *cells, notation]
     return "| " + " | ".join(row) + " |"
 
 

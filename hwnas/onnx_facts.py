@@ -105,7 +105,7 @@ def model_facts(path: Path, shapes: Shapes | None = None) -> ModelFacts:
         graph_hash=graph_hash(model),
         model_bytes=path.stat().st_size,
         weights_bytes=sum(_size(t) * _item_bytes(t) for t in model.graph.initializer),
-        params=sum(_size(t) for t in model.graph.initializer if _is_float(t)),
+        params=count_params(model),
         macs=count_macs(model),
         nodes=len(model.graph.node),
         operators=dict(sorted(Counter(node.op_type for node in model.graph.node).items())),
@@ -178,6 +178,11 @@ def graph_hash(model: onnx.ModelProto) -> str:
     ]
     outputs = [values.get(value.name, "outer") for value in model.graph.output]
     return _digest(*sorted(used), "outputs", *outputs)
+
+
+def count_params(model: onnx.ModelProto) -> int:
+    """Numbers in floating-point initializers, folded norms included."""
+    return sum(_size(tensor) for tensor in model.graph.initializer if _is_float(tensor))
 
 
 def count_macs(model: onnx.ModelProto) -> int | None:

@@ -18,7 +18,9 @@ from hwnas.core.measurement import Context, Measurement, Source, Status
 from hwnas.core.objective import Objective
 from hwnas.core.state import Evaluation
 from hwnas.errors import ExportFailed, RunExists
+from hwnas.evaluators.counting import CountingEvaluator
 from hwnas.export import export_models
+from hwnas.onnx_facts import model_facts
 from hwnas.spaces.nb201 import NasBench201
 from hwnas.testing.toy import DATASET, DEVICE, ToyEvaluator, ToySpace
 
@@ -213,3 +215,31 @@ def test_nb201_models(dataset: str, tmp_path: Path) -> None:
     assert [model.status for model in outcome.models] == [Status.OK] * 3
     assert outcome.models[0].file == "01-lat4.213-nb201-3.1.0.2.4.3.onnx"
     assert outcome.models[0].output_shape == (1, {"cifar10": 10, "ImageNet16-120": 120}[dataset])
+
+
+@pytest.mark.parametrize(("batch", "verbatim"), [(1, False), (3, False), (1, True)])
+def test_counts_of_the_file_stand_beside_those_with_dead_edges(batch: int, verbatim: bool, tmp_path: Path) -> None:
+    space = NasBench201()
+    dead = Architecture("nb201", (3, 3, 0, 3, 0, 0))  # three convolutions, none of which reaches the output
+    rows = CountingEvaluator(space, "cifar10").evaluate([dead], [("params_m", None), ("macs_m", None)])
+    whole = space.complexity(dead, "cifar10")
+    items = [Evaluation(dead, tuple(rows))]
+    outcome = export_models(space, "cifar10", items, tmp_path, batch=batch, verbatim=verbatim)
+    (entry,) = outcome.manifest["models"]
+    facts = model_facts(tmp_path / entry["file"])
+    assert (entry["file_params"], batch * entry["file_macs"]) == (facts.params, facts.macs)
+    if verbatim:
+        assert entry["file_macs"] == round(1e6 * whole["macs_m"]) - 10  # they count the linear layer's bias
+    else:
+        assert entry["file_macs"] < 0.4 * 1e6 * whole["macs_m"]
+        assert entry["file_params"] < 0.4 * 1e6 * whole["params_m"]
+    metadata = {prop.key: prop.value for prop in onnx.load(tmp_path / entry["file"]).metadata_props}
+    assert int(metadata["hwnas.file_params"]) == entry["file_params"]
+    assert int(metadata["hwnas.file_macs"]) == entry["file_macs"]
+    told = json.loads(metadata["hwnas.metrics"])
+    assert {fact["certainty"] for fact in told} == {"exact count, dead edges included"}
+    card = (tmp_path / "README.md").read_text()
+    heads, _, cells = ([c.strip() for c in line.split(" | ")] for line in card.splitlines() if line.startswith("|"))
+    row = dict(zip(heads, cells, strict=True))
+    assert row["parameters of the file [M]"] == f"{facts.params / 1e6:.3f}"
+    assert row["parameters with dead edges [M]"] == f"{whole['params_m']:.3f}"
