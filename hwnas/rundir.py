@@ -9,6 +9,9 @@
     models/        written by hwnas.export
 
 Only the database decides: the other files are written from it, and again whenever a run is continued.
+
+run.toml is written last of what makes a run, in one step: a folder with it is a run that can be continued, one without
+it never became one, and nothing was stored in it. So a process may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -35,9 +38,9 @@ from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Measurement, Status
 from hwnas.core.state import Evaluation, SearchState
 from hwnas.core.wording import origins
-from hwnas.errors import RunCorrupt, RunExists, RunIncompatible
+from hwnas.errors import RunCorrupt, RunError, RunExists, RunIncompatible
 from hwnas.stores.files import replace_text, writing
-from hwnas.stores.sqlite import SqliteStore
+from hwnas.stores.sqlite import SIDE_FILES, SqliteStore, unused
 
 RUN_TOML, DATABASE, ARCHIVE = "run.toml", "hwnas.sqlite", "archive.csv"
 FRONT_CSV, FRONT_JSON, REPORT, MODELS = "front.csv", "front.json", "report.html", "models"
@@ -79,8 +82,8 @@ class RunDirectory:
         """A new run directory, open for writing.
 
         Args:
-            path: The directory, which is made and must not exist or be empty. None for `runs/<date>-<devices>`, with
-                a number behind it where that is taken.
+            path: The directory, which is made and must not exist, be empty, or hold only what a creation left that was
+                killed. None for `runs/<date>-<devices>`, with a number behind it where that is taken.
             config: What the user asked for (`SearchConfig.to_toml()`).
             resolved: What became of it: plain values; None is left out.
             sources: Where each metric's numbers come from, for people.
@@ -88,6 +91,7 @@ class RunDirectory:
 
         Raises:
             RunExists: Something is at `path`; it is never overwritten.
+            RunLocked: Another process is making a run there.
             RunError: It cannot be written.
         """
         where = _make_default(config) if path is None else _make(Path(path))
@@ -96,13 +100,15 @@ class RunDirectory:
             store = SqliteStore.create(where / DATABASE)
             info = _information(store, config, resolved or {}, sources or {})
             replace_text(where / RUN_TOML, tomli_w.dumps(info))
-        except BaseException:
+        except BaseException as error:
             # what never became a run must not block the next try
             if store is not None:
                 store.close()
                 _discard(where)
             with suppress(OSError):
                 where.rmdir()
+            if type(error) is RunError and error.__cause__ is not None:  # said as if there were a run to continue
+                raise _unmade(where, error.__cause__) from error
             raise
         return cls(where, store, info, notation)
 
@@ -241,15 +247,25 @@ class RunDirectory:
 # -- making and checking -----------------------------------------------------------------------------------------------
 
 
+# the lock with its note, the database, and halves of what is written in one step (hwnas.atomic)
+_UNBEGUN = re.compile(
+    rf"\.lock(\.json)?|{re.escape(DATABASE)}({'|'.join(SIDE_FILES)})|\.(\.lock\.json|{re.escape(RUN_TOML)})\.\d+\.part"
+)
+
+
 def _make(path: Path) -> Path:
-    taken = path.is_symlink() or path.exists()
-    if taken and not (path.is_dir() and not any(path.iterdir())):
-        raise RunExists(
-            f"{path} exists and is never overwritten. Continue it with `hwnas search --resume {path}`, or choose "
-            "another folder (--out)"
-        )
-    with writing(path):
+    try:
+        if path.is_symlink() or path.exists():
+            if path.is_dir() and (path / RUN_TOML).exists():
+                raise RunExists(
+                    f"{path} holds a run, which is never overwritten. Continue it with `hwnas search --resume {path}`, "
+                    "or choose another folder (--out)"
+                )
+            if not _unbegun(path):
+                raise RunExists(f"{path} exists and is never overwritten; choose another folder (--out)")
         path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unmade(path, error) from error
     return path
 
 
@@ -258,17 +274,38 @@ def _make_default(config: Mapping[str, Any]) -> Path:
     label = re.sub(r"[^A-Za-z0-9._-]+", "-", devices)
     for number in count(1):
         path = Path("runs") / f"{date.today().isoformat()}-{label}{'' if number == 1 else f'-{number}'}"
-        with writing(path):
-            try:
-                path.mkdir(parents=True)
-            except FileExistsError:
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            if path.parent.is_dir():
                 continue
+            raise RunExists(f"{path.parent} exists and is no folder; choose where the run goes with --out") from None
+        except OSError as error:
+            raise _unmade(path, error) from error
         return path
     raise AssertionError("unreachable")
 
 
+def _unmade(path: Path, cause: BaseException) -> RunError:
+    reason = getattr(cause, "strerror", None) or str(cause)
+    return RunError(
+        f"could not write a run to {path}: {reason}. Nothing was stored; choose another folder with --out, on a disk "
+        "that can be written and has space"
+    )
+
+
+def _unbegun(path: Path) -> bool:
+    """Whether a folder that is no run has nothing in it but what a creation left that was killed."""
+    try:
+        if not all(_UNBEGUN.fullmatch(file.name) for file in path.iterdir()):
+            return False
+    except OSError:  # no folder, or one that may not be looked into
+        return False
+    return not (path / DATABASE).exists() or unused(path / DATABASE)
+
+
 def _discard(path: Path) -> None:
-    for file in (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", RUN_TOML, ".lock"):
+    for file in (*(DATABASE + name for name in SIDE_FILES), RUN_TOML, ".lock"):
         with suppress(OSError):
             (path / file).unlink()
 
@@ -307,10 +344,7 @@ def _read_information(path: Path) -> dict[str, Any]:
         with open(path / RUN_TOML, "rb") as file:
             info = tomllib.load(file)
     except OSError as error:
-        raise RunCorrupt(
-            f"{path} holds no run: {RUN_TOML} cannot be read ({error.strerror}). Name a folder that "
-            "`hwnas search` wrote"
-        ) from error
+        raise RunCorrupt(f"{path} holds no run: {_missing(path, error)}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RunCorrupt(
             f"{path / RUN_TOML} is damaged: {error}. Restore it from a copy, or start a new run"
@@ -322,6 +356,19 @@ def _read_information(path: Path) -> dict[str, Any]:
             lacks = f"[{table}] {missing[0]}".rstrip()
             raise RunCorrupt(f"{path / RUN_TOML} is damaged: it lacks {lacks}. Restore it from a copy")
     return info
+
+
+def _missing(path: Path, error: OSError) -> str:
+    """Why a folder without a readable run.toml is no run, and what to do."""
+    said = f"{RUN_TOML} cannot be read ({error.strerror})"
+    if isinstance(error, FileNotFoundError) and _unbegun(path):
+        return (
+            f"{said}: nothing was ever stored in it, e.g. as the search was stopped before it began. Start it again "
+            f"with the command it was started with; `--out {path}` takes this folder"
+        )
+    if (path / DATABASE).exists():
+        return f"{said}, though {DATABASE} is there. Restore {RUN_TOML} from a copy, or start a new run"
+    return f"{said}. Name a folder that `hwnas search` wrote"
 
 
 def _check_version(path: Path, info: Mapping[str, Any]) -> None:

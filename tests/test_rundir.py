@@ -6,10 +6,12 @@ import csv
 import io
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
 import tomllib
+from contextlib import closing
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from hwnas.core.objective import Constraint, Objective
 from hwnas.core.state import SearchState
 from hwnas.errors import RunCorrupt, RunError, RunExists, RunIncompatible, RunLocked
 from hwnas.rundir import RunDirectory
+from hwnas.stores.sqlite import SqliteStore
 
 CONFIG: dict[str, Any] = {
     "space": "toy",
@@ -124,10 +127,25 @@ def test_nothing_is_ever_overwritten(tmp_path: Path, kind: str) -> None:
         path.write_text("precious")
     else:
         path.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(RunExists, match=r"never overwritten.*--resume.*--out"):
+    with pytest.raises(RunExists, match=r"never overwritten.*--out") as refused:
         RunDirectory.create(path, config=CONFIG)
+    assert "--resume" not in str(refused.value)  # there is nothing to continue
     if kind == "folder":
         assert [file.name for file in path.iterdir()] == ["mine.txt"]
+
+
+def test_a_run_is_continued_not_overwritten(finished: Path) -> None:
+    before = {file.name: file.read_bytes() for file in finished.iterdir()}
+    with pytest.raises(RunExists, match=rf"never overwritten.*--resume {re.escape(str(finished))}"):
+        RunDirectory.create(finished, config=CONFIG)
+    assert {file.name: file.read_bytes() for file in finished.iterdir()} == before
+    # without its run.toml it still is somebody's data
+    (finished / "run.toml").unlink()
+    with pytest.raises(RunExists, match=r"never overwritten.*--out") as refused:
+        RunDirectory.create(finished, config=CONFIG)
+    assert "--resume" not in str(refused.value)
+    with pytest.raises(RunCorrupt, match=r"hwnas.sqlite is there. Restore run.toml from a copy"):
+        RunDirectory.resume(finished)
 
 
 def test_an_empty_folder_may_become_a_run(tmp_path: Path) -> None:
@@ -144,8 +162,104 @@ def test_a_run_that_could_not_be_made_leaves_nothing_behind(tmp_path: Path) -> N
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"could not write .*file/run"):
+    with pytest.raises(RunError, match=r"could not write a run to .*file/run: .*Nothing was stored.*--out") as refused:
         RunDirectory.create(tmp_path / "file" / "run", config=CONFIG)
+    assert "--resume" not in str(refused.value)
+
+
+@pytest.mark.parametrize("place", ["runs", "runs is a file"])
+def test_a_default_place_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    if place == "runs":
+
+        def refuse(self: Path, *_: object, **__: object) -> None:
+            raise PermissionError(13, "Permission denied", str(self))
+
+        monkeypatch.setattr(Path, "mkdir", refuse)
+    else:
+        (tmp_path / "runs").write_text("")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match=r"runs.*--out") as refused:
+        RunDirectory.create(None, config=CONFIG)
+    assert "--resume" not in str(refused.value)
+
+
+def test_a_disk_too_full_for_a_run_is_said_so(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))  # enough for the lock's note
+    try:
+        with pytest.raises(RunError, match=r"could not write a run to .*Nothing was stored.*--out") as refused:
+            RunDirectory.create(tmp_path / "run", config=CONFIG)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "--resume" not in str(refused.value)
+    RunDirectory.create(tmp_path / "run", config=CONFIG).close()
+
+
+# A creation that kills itself at the n-th line it runs in one of hwnas's files, n = 1, 1 + step, ... until it is done.
+DYING = """
+import os, sys
+sys.path.insert(0, sys.argv[2])
+import test_rundir
+from pathlib import Path
+from test_rundir import CONFIG, RunDirectory, advance, begin
+package = str(Path(test_rundir.hwnas.__file__).parent)
+parts = tuple(os.path.join(package, name) for name in ("rundir.py", "stores", "locking.py", "atomic.py"))
+
+def dying_at(n, path):
+    left = n
+    def line(frame, event, _):
+        nonlocal left
+        left -= event == "line"
+        if left <= 0:
+            os.kill(os.getpid(), 9)
+        return line
+    sys.settrace(lambda frame, *_: line if frame.f_code.co_filename.startswith(parts) else None)
+    run = RunDirectory.create(path, config=CONFIG)
+    sys.settrace(None)
+    os._exit(0)
+
+for n in range(1, 10_000, int(sys.argv[3])):
+    child = os.fork()
+    if not child:
+        dying_at(n, Path(sys.argv[1]) / f"{n:05}")
+    _, status = os.waitpid(child, 0)
+    if status == 0:
+        break
+    assert os.WIFSIGNALED(status), status
+"""
+
+
+@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_creation_killed_at_any_line_is_a_run_or_can_be_made_again(tmp_path: Path, step: int) -> None:
+    command = [sys.executable, "-c", DYING, str(tmp_path), str(Path(__file__).parent), str(step)]
+    subprocess.run(command, check=True)
+    outcomes = []
+    for path in sorted(tmp_path.iterdir()):
+        outcomes.append((path / "run.toml").exists())
+        if outcomes[-1]:
+            with RunDirectory.resume(path, config=CONFIG) as run:
+                assert run.store.last_step() is None
+            continue
+        with pytest.raises(RunCorrupt, match=rf"holds no run.*--out {re.escape(str(path))}` takes this folder"):
+            RunDirectory.resume(path)
+        with RunDirectory.create(path, config=CONFIG) as run:
+            advance(run, begin(), 0)
+        with RunDirectory.resume(path, config=CONFIG) as run:
+            assert run.info["run"]["id"] == run.store.meta["run_id"]
+            assert len(run.store.rows()) == 3
+    assert outcomes == sorted(outcomes)
+    assert {True, False} == set(outcomes)
+
+
+def test_a_folder_in_which_a_run_is_being_made_is_not_taken(tmp_path: Path) -> None:
+    with (
+        closing(SqliteStore.create(tmp_path / rundir.DATABASE)),
+        pytest.raises(RunLocked, match=f"process {os.getpid()}"),
+    ):
+        RunDirectory.create(tmp_path, config=CONFIG)
+    RunDirectory.create(tmp_path, config=CONFIG).close()
 
 
 # -- archive -----------------------------------------------------------------------------------------------------------

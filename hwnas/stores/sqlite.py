@@ -20,7 +20,7 @@ import math
 import sqlite3
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -38,6 +38,7 @@ from hwnas.stores.files import refusal
 from hwnas.stores.lock import RunLock
 
 SCHEMA_VERSION = 1
+SIDE_FILES = ("", "-wal", "-shm", "-journal")  # what SQLite keeps of one database: behind its name
 APPLICATION_ID = 0x68776E61  # "hwna", in the file's header: tells our databases from others
 _BUSY_S = 5.0  # how long to wait for a foreign program that holds the database for a moment
 
@@ -91,10 +92,10 @@ class SqliteStore:
 
     @classmethod
     def create(cls, path: str | Path) -> SqliteStore:
-        """A new database, open for writing. Its folder exists.
+        """A new database, open for writing. Its folder exists. One that a killed creation left is made anew.
 
         Raises:
-            RunExists: `path` exists.
+            RunExists: `path` exists and is more than that (see `unused`).
             RunLocked: Another process writes to the same folder.
             RunError: It cannot be written.
         """
@@ -102,7 +103,10 @@ class SqliteStore:
         lock = RunLock(path.parent)
         try:
             if path.exists():
-                raise RunExists(f"{path} exists and is never overwritten; resume it, or choose another folder (--out)")
+                if not unused(path):
+                    raise RunExists(f"{path} exists and is never overwritten; choose another folder (--out)")
+                for name in SIDE_FILES:
+                    path.with_name(path.name + name).unlink(missing_ok=True)
             return cls._connected(path, lock, _initialise)
         except BaseException:
             lock.release()
@@ -254,6 +258,20 @@ class SqliteStore:
             self._last_id = number
         steps = "SELECT architectures FROM steps WHERE step > ? ORDER BY step"
         self._steps += [json.loads(keys) for (keys,) in self._connection.execute(steps, (len(self._steps),)).fetchall()]
+
+
+def unused(path: Path) -> bool:
+    """Whether a database holds no fact and no step: what a creation that was killed leaves, half or whole."""
+    try:
+        connection = sqlite3.connect(path.resolve().as_uri() + "?mode=ro", uri=True, timeout=_BUSY_S)
+        with closing(connection):
+            made = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if not made:
+                return True
+            rows = "SELECT 1 FROM measurements UNION ALL SELECT 1 FROM steps"
+            return made == _TABLES and connection.execute(rows).fetchone() is None
+    except sqlite3.Error:
+        return False  # damaged, or no database: somebody's, and not ours to judge
 
 
 def _existing(path: str | Path) -> Path:
