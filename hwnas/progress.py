@@ -78,8 +78,8 @@ class Measuring:
 class Progress(Measuring):
     """What a user sees while a search runs.
 
-    Its hypervolume is called live, because its reference point is the worst values of the first step; the report's,
-    which is known only at the end, is the worst of the whole run.
+    Its hypervolume names its reference point, the worst values of the first step, since the report has another one: the
+    worst of the whole run, which is known only at the end.
 
     Args:
         console: Where to write.
@@ -127,7 +127,11 @@ class Progress(Measuring):
             if self._reference is None:
                 self._reference = pareto.reference_point(state.losses)  # fixed by the first step: later ones compare
             feasible = state.losses[state.violations == 0]
-            words += f"  live hypervolume {pareto.hypervolume(feasible, self._reference):.4g}"
+            volume = pareto.hypervolume(feasible, self._reference)
+            corner = ", ".join(
+                show(o.metric, o.value(float(x))) for o, x in zip(state.objectives, self._reference, strict=True)
+            )
+            words += f"  hypervolume {volume:.4g} (up to {corner})"
         return f"{words}  front {len(state.front_indices)}"
 
     def __enter__(self) -> Self:

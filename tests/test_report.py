@@ -23,6 +23,7 @@ from hwnas.core.measurement import Context, Measurement, Source, Status
 from hwnas.core.objective import Constraint, Objective
 from hwnas.core.state import SearchState
 from hwnas.core.wording import certainty, origin, origins, provenance
+from hwnas.progress import Progress
 from hwnas.report.axes import feasible_area, projections, staircase
 from hwnas.report.cells import BOX, HEIGHT, cell_svg, layout, short
 from hwnas.report.plots import every_plot
@@ -151,6 +152,12 @@ def test_without_a_budget_the_knee_is_recommended() -> None:
     view = view_of(search(bound=None))
     assert view.knee is not None
     assert view.recommended == view.knee
+    assert view.runner_up is None  # a knee stands alone
+    told = " ".join(report.sentences(view))
+    values = ", ".join(view.value_text(view.knee, column) for column in (ERROR, LATENCY))
+    assert "Runner-up" not in told
+    assert values.split(", ")[0] in told
+    assert f"latency {values.split(', ')[1]}" in told
 
 
 def test_hypervolume_curve_equals_the_prefixes() -> None:
@@ -329,8 +336,48 @@ def test_nothing_feasible_says_so_and_shows_the_nearest() -> None:
     shown = text(report.full(view))
     assert "Nothing feasible" in shown
     assert "≈" in shown
-    assert f"{100 * (least - 0.01) / 0.01:.1f} % beyond" in " ".join(report.sentences(view))
+    assert f", {least / 0.01:.1f} times the budget (" in " ".join(report.sentences(view))
+    near = view_of(search(bound=0.9 * least))
+    assert f", {100 * (1 / 0.9 - 1):.1f} % beyond (" in " ".join(report.sentences(near))
     assert "Nothing feasible" in report.html(view)
+
+
+def test_several_devices_are_named_with_each_number() -> None:
+    one = Architecture("toy", (0, 0, 0, 0))
+    rows = [
+        Measurement(one, "val_error_pct", 9.0, Context(Source.TABLE)),
+        Measurement(one, "latency_ms", 3.0, Context(Source.TABLE, device="a")),
+        Measurement(one, "latency_ms", 8.0, Context(Source.TABLE, device="b")),
+    ]
+    objectives = (Objective("val_error_pct"), Objective("latency_ms", "a"), Objective("latency_ms", "b"))
+
+    def told(low: float, high: float) -> str:
+        budgets = (Constraint("latency_ms", low, "a"), Constraint("latency_ms", high, "b"))
+        return " ".join(report.sentences(view_of(SearchState("toy", objectives, budgets, queries=1).tell(rows))))
+
+    met = told(4.0, 10.0)
+    assert "It uses 75.0 % of the latency on a budget (3.000 ms)" in met
+    assert "It uses 80.0 % of the latency on b budget (8.000 ms)" in met
+    missed = told(2.0, 2.0)
+    assert "latency on a 3.000 ms, latency on b 8.000 ms" in missed
+    assert "latency on a 50.0 % beyond, latency on b 4.0 times the budget (" in missed
+
+
+def test_the_second_figure_of_time_has_a_name() -> None:
+    assert "1.2 search CPU s, 3.4 wall s." in " ".join(
+        report.sentences(
+            report.RunView.of(search(count=1), Ledger(evaluations=1, cpu_s=1.2, wall_s=3.4), SPACE, CONFIG)
+        )
+    )
+
+
+def test_the_live_hypervolume_names_its_reference_point() -> None:
+    state = search(count=10)
+    console = Console(width=200, record=True, file=open("/dev/null", "w"), color_system=None)  # noqa: SIM115
+    Progress(console, shown=True).step(replace(state, queries=10), Ledger())
+    console.file.close()
+    error, latency = pareto.reference_point(state.losses)
+    assert f"(up to {error:.2f} %, {latency:.3f} ms)" in console.export_text()
 
 
 def test_all_failed_is_not_called_nearest() -> None:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from hwnas.core.measurement import Source
 from hwnas.core.wording import known, quantity
-from hwnas.report.view import Column, RunView
+from hwnas.report.view import Column, RunView, by_knee
 
 STAR, KNEE, NEAREST = "★", "◆", "≈"
 
@@ -111,15 +111,12 @@ def sentences(view: RunView) -> list[str]:
     told = [] if view.finished else [f"Stopped after {view.n} of {state.queries} evaluations."]
     if view.recommended is None:
         return [*told, *_nothing_feasible(view, budgets), *_failures(view), *view.notes, *_ledger(view)]
-    objective = view.objective
-    value = view.value_text(view.recommended, (objective.metric, objective.device))
-    title = known(objective.metric).title
-    if not state.constraints and len(state.objectives) > 1:
-        told.append(f"Recommended without a budget: the knee of the front, {title} {value}")
-    elif state.constraints:
-        told.append(f"Best {title} with {budgets}: {value}")
+    column = (view.objective.metric, view.objective.device)
+    if by_knee(state):
+        told.append(f"Recommended without a budget: the knee of the front, {_values(view, view.recommended)}")
     else:
-        told.append(f"Best {title}: {value}")
+        under = f" with {budgets}" if budgets else ""
+        told.append(f"Best {_title(view, column)}{under}: {view.value_text(view.recommended, column)}")
     told[-1] += f" ({view.texts[view.recommended]}, query {view.recommended + 1})."
     told += [*_room(view), *_runner_up(view)]
     if view.knee not in (None, view.recommended):
@@ -173,24 +170,37 @@ def _spread(rows: list[int], limit: int | None, keep: tuple[int | None, ...]) ->
 def _nothing_feasible(view: RunView, budgets: str) -> list[str]:
     if view.nearest is None:
         return [f"Nothing feasible: none of {view.n} evaluated architectures has all its numbers."]
-    excess = 100 * float(view.state.violations[view.nearest])
     return [
         f"Nothing feasible: none of {view.n} evaluated architectures meets {budgets}.",
-        f"Nearest: {_values(view, view.nearest)}, {excess:.1f} % beyond "
+        f"Nearest: {_values(view, view.nearest)}, {_excess(view, view.nearest)} "
         f"({view.texts[view.nearest]}, query {view.nearest + 1}).",
         "Allow more queries or a larger budget.",
     ]
+
+
+def _excess(view: RunView, index: int) -> str:
+    """By how much an architecture misses each budget, as a factor where a percentage is hard to read."""
+    told = []
+    for constraint in view.state.constraints:
+        column = (constraint.metric, constraint.device)
+        row = view.measurement(index, column)
+        excess = 0.0 if row is None else constraint.violation(row.promised(constraint.goal))
+        if excess > 0:
+            text = f"{100 * excess:.1f} % beyond" if excess <= 1 else f"{1 + excess:.1f} times the budget"
+            told.append(text if len(view.state.constraints) == 1 else f"{_title(view, column)} {text}")
+    return ", ".join(told)
 
 
 def _room(view: RunView) -> list[str]:
     """How close the recommended architecture is to each budget, its interval included."""
     told = []
     for constraint in view.state.constraints:
-        row = view.measurement(view.recommended or 0, (constraint.metric, constraint.device))
+        column = (constraint.metric, constraint.device)
+        row = view.measurement(view.recommended or 0, column)
         if row is None:
             continue
         share = 100 * row.value / constraint.bound
-        text = f"It uses {share:.1f} % of the {known(row.metric).title} budget ({quantity(row.metric, row.value)})"
+        text = f"It uses {share:.1f} % of the {_title(view, column)} budget ({quantity(row.metric, row.value)})"
         worst = None if row.interval is None else row.interval[1 if constraint.goal == "min" else 0]
         if worst is not None and constraint.violation(worst) > 0:
             text += f"; its interval reaches {quantity(row.metric, worst)}, beyond the budget: not certain"
@@ -224,11 +234,18 @@ def _ledger(view: RunView) -> list[str]:
     paid = f"Paid: {ledger.error_queries} error and {ledger.cost_queries} cost queries"
     if ledger.pretraining_labels:
         paid += f", {ledger.pretraining_labels} pretraining labels"
-    return [f"{paid}, {ledger.cpu_s:.1f} search CPU s, {ledger.wall_s:.1f} s."]
+    return [f"{paid}, {ledger.cpu_s:.1f} search CPU s, {ledger.wall_s:.1f} wall s."]
 
 
 def _values(view: RunView, index: int) -> str:
-    return ", ".join(f"{known(c[0]).title} {view.value_text(index, c)}" for c in _wanted(view))
+    return ", ".join(f"{_title(view, c)} {view.value_text(index, c)}" for c in _wanted(view))
+
+
+def _title(view: RunView, column: Column) -> str:
+    """A metric's name, with its device where several devices were asked about."""
+    metric, device = column
+    several = len({where for _, where in _wanted(view) if where is not None}) > 1
+    return known(metric).title + (f" on {device}" if device and several else "")
 
 
 def _wanted(view: RunView) -> tuple[Column, ...]:

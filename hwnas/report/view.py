@@ -191,8 +191,8 @@ class RunView:
 
     @cached_property
     def runner_up(self) -> int | None:
-        """The next best under the budget after the recommended one, or None."""
-        if self.recommended is None:
+        """The next best after the recommended one by what recommended it, or None; a knee has no second."""
+        if self.recommended is None or by_knee(self.state):
             return None
         violations = self.state.violations.copy()
         violations[self.recommended] = np.inf
@@ -294,6 +294,11 @@ def primary_objective(state: SearchState) -> int:
     return free[0] if free else 0
 
 
+def by_knee(state: SearchState) -> bool:
+    """Whether the front's knee is recommended: there are several objectives and no budget says which of them counts."""
+    return not state.constraints and len(state.objectives) > 1
+
+
 def recommend(state: SearchState) -> int | None:
     """Archive index of the architecture to take.
 
@@ -304,7 +309,7 @@ def recommend(state: SearchState) -> int | None:
         None where nothing is feasible.
     """
     front = state.front_indices
-    if len(front) and not state.constraints and len(state.objectives) > 1:
+    if len(front) and by_knee(state):
         return int(front[picking.knee(state.losses[front])])
     return picking.best_under_budget(state.losses, state.violations, primary_objective(state))
 
