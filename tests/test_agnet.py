@@ -14,6 +14,7 @@ import pytest
 from hwnas import registry, resources
 from hwnas.core import pareto
 from hwnas.core.architecture import Architecture
+from hwnas.core.ledger import Ledger
 from hwnas.core.measurement import Context, Measurement, Source
 from hwnas.core.objective import Constraint, Objective
 from hwnas.core.protocols import Generator, SearchSpace
@@ -341,6 +342,27 @@ def test_the_surrogate_of_the_device_that_is_searched_for_is_not_used(
     assert _on_cells(tmp_path, monkeypatch, *others) != everything
     off = _on_cells(tmp_path, monkeypatch, devices=False)
     assert _on_cells(tmp_path, monkeypatch, *others, devices=False) == off
+
+
+def test_labels_that_surrogates_of_other_devices_were_fitted_to_are_counted_once() -> None:
+    space = NasBench201()
+    evaluator = SurrogateEvaluator(space, "cifar10")
+    objectives = (Objective("val_error_pct"), Objective("latency_ms", "edgegpu"))
+    plan = tuple(((o.metric, o.device), evaluator) for o in objectives)
+    start = SearchState("nb201", objectives, (), queries=20, seed=0)
+    for devices, labels in ((True, 5 * 12_500), (False, 0)):
+        told: list[Ledger] = []
+        settings = replace(QUICK, generator=False, devices=devices)
+        store = MemoryStore()
+        Search(space, AgNet(space, settings), Measure(store, plan)).run(
+            replace(start, queries=12), on_step=lambda state, ledger, told=told: told.append(ledger)
+        )
+        search = Search(space, AgNet(space, settings), Measure(store, plan))
+        state, ledger = search.resume(start)  # and a continued run does not count them again
+        search.run(state, ledger=ledger, on_step=lambda state, ledger, told=told: told.append(ledger))
+        assert told[0].pretraining_labels == 0
+        assert [ledger.pretraining_labels for ledger in told[1:]] == [labels] * (len(told) - 1)
+        assert len(told) > 3
 
 
 def test_the_registry_knows_it_and_refuses_what_it_does_not_have() -> None:

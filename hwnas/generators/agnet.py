@@ -89,7 +89,7 @@ class Settings:
     exploit: float = 0.5
     blocks: tuple[str, ...] = ("code", "shape")
     devices: bool = True
-    compress: float = 0.5
+    compress: float = 0.75
     refit: int = 3
     iterations: int = 8
     ranking: float = 0.0
@@ -132,6 +132,7 @@ class AgNet:
         self.settings = settings or Settings()
         self.drawn = Ledger()
         self._lent = False
+        self._labels: int | None = None  # of known costs; None until they are lent, 0 once the ledger has them
         self._networks: dict[Architecture, Architecture] = {}  # canonical forms, which take time
         self._surrogate = GaussianProcess(
             Encoder(space),
@@ -185,10 +186,11 @@ class AgNet:
 
     def state_dict(self) -> dict[str, Any]:
         sampler = self._sampler.state_dict() if self.settings.generator else None
-        return {"surrogate": self._surrogate.hyper_parameters(), "sampler": sampler}
+        return {"surrogate": self._surrogate.hyper_parameters(), "sampler": sampler, "labels": self._labels}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         self._surrogate.set_hyper_parameters(saved["surrogate"])
+        self._labels = saved.get("labels")
         if saved["sampler"] is not None:
             self._sampler.load_state_dict(saved["sampler"])
 
@@ -200,7 +202,9 @@ class AgNet:
             targets = {context.device for context in contexts}
             dataset = next((c.dataset for c in contexts if c.device is not None and c.dataset is not None), None)
             if dataset in self.space.datasets:
-                self._surrogate.lend(KnownCosts.of(self.space, dataset, without=targets), goal.costs)
+                known = KnownCosts.of(self.space, dataset, without=targets)
+                self._surrogate.lend(known, goal.costs)
+                self._labels = known.labels if self._labels is None else self._labels
             self._lent = True
         return goal
 
@@ -225,7 +229,11 @@ class AgNet:
         total = len(uniform) + len(generated) + invalid + len(near)
         if _measured(state):
             uniform, others = self._new_networks(state, uniform, others)
-        self.drawn = Ledger(generated=total, rejected=total - len(uniform) - len(others))
+        self.drawn = Ledger(
+            generated=total, rejected=total - len(uniform) - len(others), pretraining_labels=self._labels or 0
+        )
+        if self._labels:
+            self._labels = 0
         return list(uniform), list(others)
 
     def _new_networks(

@@ -68,6 +68,11 @@ class KnownCosts:
         """The devices that are asked about, in the order of their features, which come after those of counts."""
         return tuple(profile.name for profile, _ in self._columns)
 
+    @property
+    def labels(self) -> int:
+        """How many latencies of other devices the surrogates were fitted to: what a ledger has to say."""
+        return sum(int(profile.card["split"]["n_train"]) for profile, _ in self._columns)
+
     def __call__(self, architectures: Sequence[Architecture]) -> NDArray[np.float32]:
         """`n x q` features, one for each count and device."""
         new = [a for a in dict.fromkeys(architectures) if a.code not in self._known]
