@@ -111,7 +111,7 @@ class SearchConfig:
 
     def limit(self, metric: str, device: str) -> float | None:
         """The budget of a device's metric, in the metric's own unit; None where there is none."""
-        for word, value in self.budgets.items():
+        for word, value in sorted(self.budgets.items(), key=lambda item: not _narrow(item[0])):
             names, only = _meaning("budget", word)
             if metric in names and only in (None, device):
                 return _limit(word, value)[1]
@@ -160,20 +160,23 @@ class SearchConfig:
         return tuple(found.values())
 
     def resolve_budgets(self, answers: Answers) -> tuple[Constraint, ...]:
-        """The budgets as constraints in each metric's own unit; see `resolve_objectives`.
+        """The budgets as constraints in each metric's own unit; see `resolve_objectives`. A budget of one device wins over
+        one of all devices.
 
         Raises:
             InvalidSetting: As there.
         """
-        found: dict[str, Constraint] = {}
+        found: dict[str, tuple[Constraint, bool]] = {}
         for word, value in self.budgets.items():
-            bound = _limit(word, value)[1]
+            bound, narrow = _limit(word, value)[1], _narrow(word)
             for name, device in self._resolve("budget", word, answers):
                 constraint = Constraint(name, bound, device, metric(name).goal)
-                if constraint.name in found:
+                _, other = found.get(constraint.name, (None, None))
+                if other == narrow:
                     raise InvalidSetting(f"the budgets {', '.join(self.budgets)} limit {constraint.name} twice")
-                found[constraint.name] = constraint
-        return tuple(found.values())
+                if other is None or narrow:
+                    found[constraint.name] = constraint, narrow
+        return tuple(constraint for constraint, _ in found.values())
 
     def _resolve(self, kind: str, word: str, answers: Answers) -> Iterator[tuple[str, str | None]]:
         names, device = _meaning(kind, word)
@@ -292,6 +295,11 @@ def _meaning(kind: str, word: str) -> tuple[tuple[str, ...], str | None]:
             else f"{kind} {word!r} names no device behind the '@'"
         )
     return names, device or None
+
+
+def _narrow(word: str) -> bool:
+    """Whether a word is about one device only."""
+    return "@" in word
 
 
 def _limit(word: str, value: object) -> tuple[str | float, float]:

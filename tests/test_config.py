@@ -136,11 +136,25 @@ def test_every_field_is_checked(settings: dict[str, Any], said: str) -> None:
 
 def test_two_words_for_the_same_are_refused() -> None:
     twice = SearchConfig(
-        devices=("edgegpu",), objectives=("latency", "latency_ms"), budgets={"energy": 1, "energy@edgegpu": 2}
+        devices=("edgegpu",), objectives=("latency", "latency_ms"), budgets={"energy": 1, "energy_mj": 2}
     )
     with pytest.raises(InvalidSetting, match="latency_ms@edgegpu twice"):
         twice.resolve_objectives(everything)
     with pytest.raises(InvalidSetting, match="energy_mj@edgegpu twice"):
+        twice.resolve_budgets(everything)
+
+
+@pytest.mark.parametrize("budgets", [{"latency": 5, "latency@fpga": "2ms"}, {"latency@fpga": "2ms", "latency": 5}])
+def test_a_budget_of_one_device_wins_over_that_of_all(budgets: dict[str, Any]) -> None:
+    config = SearchConfig(devices=("edgegpu", "fpga"), budgets=budgets)
+    assert {c.name: c.bound for c in config.resolve_budgets(everything)} == {
+        "latency_ms@edgegpu": 5.0,
+        "latency_ms@fpga": 2.0,
+    }
+    assert config.limit("latency_ms", "fpga") == 2.0
+    assert config.limit("latency_ms", "edgegpu") == 5.0
+    twice = SearchConfig(devices=("fpga",), budgets={**budgets, "latency_ms@fpga": 3.0})
+    with pytest.raises(InvalidSetting, match="latency_ms@fpga twice"):
         twice.resolve_budgets(everything)
 
 

@@ -69,7 +69,10 @@ def search(
     error_budget: Annotated[Budget, typer.Option(help="Highest error: 10%.")] = None,
     budget: Annotated[
         list[str] | None,
-        typer.Option(help="Any budget as WORD=VALUE, e.g. latency@fpga=2ms, memory=4MiB; repeatable."),
+        typer.Option(
+            help="Any budget as WORD=VALUE, e.g. latency@fpga=2ms (wins over a plain latency budget), memory=4MiB; "
+            "repeatable."
+        ),
     ] = None,
     objectives: Annotated[
         str | None, typer.Option(help="What to minimise, by commas: error,latency,energy,params,macs.")
