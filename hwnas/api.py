@@ -15,7 +15,7 @@ from hwnas import registry, report
 from hwnas.assembly import COUNTED, Assembly, assemble
 from hwnas.core.architecture import Architecture
 from hwnas.core.ledger import Ledger
-from hwnas.core.measurement import Measurement
+from hwnas.core.measurement import Measurement, Source
 from hwnas.core.metrics import METRICS
 from hwnas.core.objective import Constraint, Objective
 from hwnas.core.protocols import SearchSpace
@@ -82,6 +82,7 @@ class SearchResult:
         reported: Facts that the search did not see, e.g. the front's test error.
         folder: The run directory, if there is one.
         finals: How the front was measured, where it was measured here.
+        command: The command line that makes the search again, from the same sources.
     """
 
     state: SearchState
@@ -91,6 +92,7 @@ class SearchResult:
     reported: tuple[Measurement, ...] = ()
     folder: Path | None = None
     finals: Finals = field(default_factory=Finals)
+    command: str = ""
 
     @cached_property
     def view(self) -> report.RunView:
@@ -100,7 +102,7 @@ class SearchResult:
             self.ledger,
             self.space,
             self.config.to_toml(),
-            command=command(self.config),
+            command=self.command,
             extra=self.reported,
             notes=self.finals.notes,
             measured=self.finals.devices,
@@ -209,8 +211,10 @@ class Run:
             rows, ledger = self._report_only(state, latest[0])
             ledger = replace(ledger, reported=ledger.reported + made)
             folder = None if self.directory is None else self.directory.path
-            finals = summarise(self.assembly, state)
-            result = SearchResult(state, ledger, self.assembly.space, self.assembly.config, rows, folder, finals)
+            finals, made_by = summarise(self.assembly, state), _command(self.assembly)
+            result = SearchResult(
+                state, ledger, self.assembly.space, self.assembly.config, rows, folder, finals, made_by
+            )
             if self.directory is not None:
                 result = self._write(self.directory, result, models)
         finally:
@@ -315,7 +319,7 @@ def _opened(assembly: Assembly, out: Path | None, directory: bool) -> Run:
         resolved={
             "objectives": [o.name for o in assembly.objectives],
             "constraints": {c.name: c.bound for c in assembly.constraints},
-            "command": command(asked),
+            "command": _command(assembly),
         },
         sources=assembly.sources,
         notation=assembly.space.format,
@@ -455,6 +459,7 @@ def load(run: str | Path) -> SearchResult:
         saved = directory.store.last_step()
         rows = directory.store.rows()
         resolved = directory.info.get("resolved", {})
+        made_by = resolved.get("command") or command(config)
         try:
             objectives = tuple(_objective(name) for name in resolved["objectives"])
             constraints = tuple(_constraint(name, bound) for name, bound in resolved.get("constraints", {}).items())
@@ -464,7 +469,7 @@ def load(run: str | Path) -> SearchResult:
             ) from error
     start = SearchState(config.space, objectives, constraints, config.queries, config.seed)
     if saved is None:
-        return SearchResult(start, Ledger(), space, config, (), Path(run))
+        return SearchResult(start, Ledger(), space, config, (), Path(run), command=made_by)
     searched = [(o.metric, o.device) for o in objectives] + [(c.metric, c.device) for c in constraints]
     wanted = list(dict.fromkeys([*searched, *_measured_for_all(rows, saved[1], searched)]))
     state = _amended(replay(start, saved[1], rows, wanted), rows)
@@ -472,7 +477,7 @@ def load(run: str | Path) -> SearchResult:
     told = {(metric, device) for metric, device in wanted}
     reported = tuple(row for row in rows if row.architecture in front and (row.metric, row.context.device) not in told)
     ledger = replace(saved[3], reported=len(reported))
-    return SearchResult(state, ledger, space, config, reported, Path(run), Finals.read(Path(run)))
+    return SearchResult(state, ledger, space, config, reported, Path(run), Finals.read(Path(run)), made_by)
 
 
 def _amended(state: SearchState, rows: Sequence[Measurement]) -> SearchState:
@@ -582,10 +587,26 @@ def export(
         verbatim=verbatim,
         force=force,
         certificates=result.finals.certificates,
-        run={"seed": result.config.seed, "command": command(result.config)},
+        run={"seed": result.config.seed, "command": result.command},
     )
     outcome.raise_for_failures()
     return outcome.manifest
+
+
+def _command(assembly: Assembly) -> str:
+    """The command line that makes a search again from the sources that answer it here: with "auto", another machine
+    might answer from others without a word."""
+    from hwnas.tables.folder import find_folder
+
+    config, used = assembly.config, assembly.kinds
+    if config.source == "auto" and config.tables is None:
+        if {Source.TABLE, Source.SURROGATE} <= used:
+            config = replace(config, tables=str(find_folder()))
+        elif Source.TABLE in used:
+            config = replace(config, source="table")
+        elif Source.SURROGATE in used:
+            config = replace(config, source="surrogate")
+    return command(config)
 
 
 def command(config: SearchConfig) -> str:

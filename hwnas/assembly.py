@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from hwnas import registry
 from hwnas.config import SearchConfig
 from hwnas.core.device import Device
+from hwnas.core.measurement import Source
 from hwnas.core.metrics import FAMILIES, METRICS, candidates
 from hwnas.core.objective import Constraint, Objective
 from hwnas.core.protocols import Evaluator, Generator, SearchSpace, Store
@@ -57,6 +58,12 @@ class Assembly:
             words = [str(context.source), context.origin or context.runtime or "", context.split or ""]
             told[f"{metric}@{device}" if device else metric] = ", ".join(filter(None, words))
         return told
+
+    @property
+    def kinds(self) -> frozenset[Source]:
+        """Kinds of sources that answer something; counts are from the network itself."""
+        contexts = (evaluator.context(*wanted) for wanted, evaluator in (*self.plan, *self.reported))
+        return frozenset(context.source for context in contexts if context is not None and not context.counted)
 
     def generator(self) -> Generator:
         return registry.generator(self.config.generator, self.space, self.config.generator_settings)

@@ -160,8 +160,8 @@ class SearchConfig:
         return tuple(found.values())
 
     def resolve_budgets(self, answers: Answers) -> tuple[Constraint, ...]:
-        """The budgets as constraints in each metric's own unit; see `resolve_objectives`. A budget of one device wins over
-        one of all devices.
+        """The budgets as constraints in each metric's own unit; see `resolve_objectives`. A budget of one device wins
+        over one of all devices.
 
         Raises:
             InvalidSetting: As there.

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,37 @@ def test_the_stored_command_makes_the_same_search_again() -> None:
         patch.setattr(api, "open_run", catch)
         assert cli(*shlex.split(api.command(config))[1:]) == UnknownName.exit_code
     assert SearchConfig.from_toml(seen) == config
+
+
+def test_the_command_names_the_source_that_was_found_by_chance(
+    tables_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {"device": "edgegpu", "queries": 5, "generator": "random"}
+    assert "--source surrogate" in hwnas.search(**asked).view.command
+    monkeypatch.setenv("HWNAS_TABLES", str(tables_dir))
+    result = hwnas.search(**asked, out="run")
+    told = result.view.command
+    assert "--source table" in told
+    run = tmp_path / "run"
+    assert tomllib.loads((run / "run.toml").read_text())["resolved"]["command"] == told
+    assert json.loads((run / "front.json").read_text())["command"] == told
+    assert json.loads((run / "models" / "manifest.json").read_text())["run"]["command"] == told
+    assert told.replace("&", "&amp;") in (run / "report.html").read_text()
+    again = tmp_path / "again"
+    assert cli(*shlex.split(told)[1:], "--out", str(again), "--models", "none", "-q") == 0
+    assert (again / "archive.csv").read_text() == (run / "archive.csv").read_text()
+    monkeypatch.delenv("HWNAS_TABLES")
+    assert api.load("run").view.command == told
+    assert cli(*shlex.split(told)[1:], "--out", str(tmp_path / "other")) == TablesNotFound.exit_code
+    # a folder without one of the tables: the other numbers are the surrogates'
+    part = tmp_path / "part"
+    part.mkdir()
+    (part / "nb201_accuracy.parquet").symlink_to(tables_dir / "nb201_accuracy.parquet")
+    monkeypatch.setenv("HWNAS_TABLES", str(part))
+    mixed = hwnas.search(**asked)
+    assert set(mixed.front[0].sources.values()) == {"table", "surrogate", "counted"}
+    assert f"--tables {part}" in mixed.view.command
+    assert "--source" not in mixed.view.command
 
 
 def test_a_metric_of_one_device_is_asked_of_that_device_only() -> None:
