@@ -24,7 +24,7 @@ from hwnas.profiling.energy import find_meter
 from hwnas.profiling.probing import Probed, probe_devices
 from hwnas.surrogates import Profile, find_profiles
 from hwnas.tables import catalogue
-from hwnas.tables.folder import target_folder
+from hwnas.tables.folder import remedy, target_folder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -201,7 +201,8 @@ def _data(tables: Path | None) -> Iterator[Finding]:
     infos = list(catalogue.list_tables(tables))
     for info in infos:
         told = info.problem or (f"{info.title}, {info.rows} rows" if info.rows else info.title)
-        yield Finding("data", info.path.name, NOTE if info.problem else OK, told)
+        advice = remedy(folder, info.kind) if info.problem else ""
+        yield Finding("data", info.path.name, NOTE if info.problem else OK, told, advice)
     if not infos:
         yield Finding("data", "tables", MISSING, f"none in {folder}", "hwnas tables fetch hw-nas-bench")
 

@@ -15,7 +15,7 @@ from hwnas.profiling.energy import find_meter
 from hwnas.profiling.probing import probe_devices
 from hwnas.tables import catalogue
 from hwnas.tables import fetch as published
-from hwnas.tables.folder import Tables, target_folder
+from hwnas.tables.folder import Tables, remedy, target_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -131,7 +131,8 @@ def tables(tables_path: Path | None = None) -> list[dict[str, Any]]:
     """Every Parquet file of the tables folder, checked in full; an unusable one with the reason.
 
     Returns:
-        Rows of plain values: folder, file, title, rows, columns, source, usable, problem.
+        Rows of plain values: folder, file, title, rows, columns, source, usable, problem, remedy; rows is None for
+        a file that hwnas does not read.
     """
     folder = str(target_folder(tables_path))
     return [
@@ -139,11 +140,12 @@ def tables(tables_path: Path | None = None) -> list[dict[str, Any]]:
             "folder": folder,
             "file": info.path.name,
             "title": info.title,
-            "rows": info.rows,
+            "rows": info.rows if info.kind is not None else None,
             "columns": list(info.columns),
             "source": info.source,
             "usable": info.kind is not None and not info.problem,
             "problem": info.problem,
+            "remedy": remedy(target_folder(tables_path), info.kind) if info.problem else "",
         }
         for info in catalogue.list_tables(tables_path)
     ]
@@ -159,12 +161,20 @@ def tables_table(found: Sequence[Mapping[str, Any]], tables_path: Path | None = 
     for column in ("file", "what it is", "rows", "columns", "usable"):
         shown.add_column(column, overflow="fold")
     for row in found:
-        usable = "yes" if row["usable"] else row["problem"] or "not read by hwnas"
+        usable = "yes" if row["usable"] else f"{row['problem']}. {row['remedy']}" if row["problem"] else "-"
         style = "dim" if not row["usable"] else None
-        cells = (row["file"], row["title"], str(row["rows"]), str(len(row["columns"])), usable)
+        # what could not be read has no numbers to show, and a file that hwnas does not read was never opened
+        read = bool(row["rows"])
+        cells = (
+            row["file"],
+            row["title"],
+            str(row["rows"]) if read else "-",
+            str(len(row["columns"])) if read else "-",
+            usable,
+        )
         shown.add_row(*map(Text, cells), style=style)
     if not found:
-        shown.caption = "none. Fill it with 'hwnas tables fetch hw-nas-bench' or 'hwnas tables add PATH'"
+        shown.caption = f"none; {remedy(folder)}"
     return shown
 
 

@@ -7,9 +7,10 @@ import hashlib
 import http.server
 import os
 import pickle
+import re
 import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+from hwnas import listing
+from hwnas.doctor import _data
 from hwnas.errors import DataError, FetchFailed, InvalidTable, MissingExtra, TablesNotFound, UnknownName, UsageError
 from hwnas.tables import accuracy, fetch, hwnasbench, safe_pickle
 from hwnas.tables.catalogue import add, list_tables, write
@@ -30,6 +33,7 @@ from hwnas.tables.schema import (
     HARDWARE,
     PREFIXES,
     ROWS,
+    Kind,
     accuracy_column,
     cells,
     columns_of,
@@ -119,15 +123,22 @@ def test_nobody_named_a_folder_and_there_is_none(tmp_path: Path, monkeypatch: py
 
 
 def test_a_named_folder_must_be_there_and_hold_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(TablesNotFound, match=r"nowhere' \(--tables\) does not exist"):
-        find_folder(tmp_path / "nowhere")
-    with pytest.raises(TablesNotFound, match=r"holds neither nb201_accuracy.parquet nor hwnasbench_nb201.parquet"):
+    monkeypatch.delenv("HWNAS_TABLES", raising=False)
+    there = rf"{re.escape(str(tmp_path))}/nowhere"
+    fill = "'hwnas tables fetch hw-nas-bench{0}' or 'hwnas tables add PATH{0}' fill it"
+    for ask in (find_folder, list_tables):
+        with pytest.raises(
+            TablesNotFound, match=r"nowhere' \(--tables\) does not exist. Name one that does"
+        ) as refused:
+            ask(tmp_path / "nowhere")
+        assert re.search(fill.format(f" --tables {there}"), str(refused.value))
+    neither = r"holds neither nb201_accuracy.parquet nor hwnasbench_nb201.parquet; "
+    with pytest.raises(TablesNotFound, match=neither + fill.format(f" --tables {re.escape(str(tmp_path))}")):
         Tables.find(tmp_path)
     monkeypatch.setenv("HWNAS_TABLES", str(tmp_path / "gone"))
-    with pytest.raises(TablesNotFound, match=r"gone' \(HWNAS_TABLES\) does not exist"):
-        find_folder()
-    with pytest.raises(TablesNotFound, match="gone' does not exist"):
-        list_tables()
+    for ask in (find_folder, list_tables):  # the commands fill the folder that the variable names
+        with pytest.raises(TablesNotFound, match=r"gone' \(HWNAS_TABLES\) does not exist.*" + fill.format("")):
+            ask()
 
 
 def test_the_default_folder_belongs_to_the_user() -> None:
@@ -178,6 +189,68 @@ def test_only_the_columns_that_are_asked_for_are_read(tmp_path: Path) -> None:
     assert tables.lookup(HARDWARE, LATENCY, NAMES[:1]) > 0
     with pytest.raises(InvalidTable, match=r"hwnasbench_nb201.parquet.*'c100_fpga_energy_mJ' wants numbers"):
         tables.lookup(HARDWARE, "c100_fpga_energy_mJ", NAMES[:1])
+
+
+def _truncate(folder: Path, kind: Kind) -> None:
+    os.truncate(folder / kind.file, 100)
+
+
+def _drop_column(folder: Path, kind: Kind) -> None:
+    table = pq.read_table(folder / kind.file)
+    pq.write_table(table.select(["index"]), folder / kind.file)
+
+
+def _drop_row(folder: Path, kind: Kind) -> None:
+    pq.write_table(pq.read_table(folder / kind.file).slice(1), folder / kind.file)
+
+
+def _spoil_column(folder: Path, kind: Kind) -> None:
+    table = pq.read_table(folder / kind.file)
+    name = VAL if kind is ACCURACY else LATENCY
+    pq.write_table(table.set_column(table.column_names.index(name), name, [["x"] * ROWS]), folder / kind.file)
+
+
+def _repeat_cells(folder: Path, kind: Kind) -> None:
+    table = pq.read_table(folder / kind.file)
+    pq.write_table(table.take([0, *range(ROWS - 1)]), folder / kind.file)
+
+
+@pytest.mark.parametrize("harm", [_truncate, _drop_column, _drop_row, _spoil_column, _repeat_cells])
+@pytest.mark.parametrize(
+    ("kind", "advice"),
+    [
+        (ACCURACY, "Replace it with 'hwnas tables add PATH --replace{0}'"),
+        (
+            HARDWARE,
+            "Replace it with 'hwnas tables fetch hw-nas-bench --replace{0}' or 'hwnas tables add PATH --replace{0}'",
+        ),
+    ],
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_a_damaged_table_says_how_it_is_replaced(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    harm: Callable[[Path, Kind], None],
+    kind: Kind,
+    advice: str,
+    named: bool,
+) -> None:
+    if named:
+        monkeypatch.delenv("HWNAS_TABLES", raising=False)
+    else:
+        monkeypatch.setenv("HWNAS_TABLES", str(tmp_path))
+    harm(put(tmp_path, accuracies(), costs()), kind)
+    advice = advice.format(f" --tables {tmp_path}" if named else "")
+    with pytest.raises(InvalidTable) as refused:
+        Tables(tmp_path).lookup(kind, VAL if kind is ACCURACY else LATENCY, NAMES[:1])
+    assert kind.file in str(refused.value)
+    assert str(refused.value).endswith(f". {advice}")
+    assert ".. Replace" not in str(refused.value)
+    assert str(refused.value).count("Replace it") == 1
+    row = next(row for row in listing.tables(tmp_path if named else None) if row["file"] == kind.file)
+    assert (row["usable"], row["remedy"]) == (False, advice)
+    told = {finding.name: finding.fix for finding in _data(tmp_path if named else None)}
+    assert told[kind.file] == advice
 
 
 @pytest.mark.parametrize("keep", [0, 3, 0.5, 0.99])
@@ -571,6 +644,11 @@ def test_listing_names_what_is_there_and_what_is_wrong(tmp_path: Path) -> None:
     assert VAL in first.columns
     assert "'c10_edgegpu_latency_ms' is missing" in second.problem
     assert (third.kind, third.title) == (None, "not read by hwnas")
+    columns = listing.tables_table(listing.tables(tmp_path)).columns
+    shown = [[str(cell) for cell in row] for row in zip(*(column.cells for column in columns), strict=True)]
+    assert shown[0] == [ACCURACY.file, ACCURACY.title, "15625", str(len(first.columns)), "yes"]
+    assert "is missing. Replace it with 'hwnas tables fetch" in shown[1][-1]
+    assert shown[2] == ["something.parquet", "not read by hwnas", "-", "-", "-"]
 
 
 def test_adding_never_replaces_unless_told(tmp_path: Path) -> None:
@@ -592,7 +670,7 @@ def test_a_bad_table_does_not_replace_a_good_one(tmp_path: Path) -> None:
     folder = tmp_path / "tables"
     folder.mkdir()
     put(folder, accuracies())
-    with pytest.raises(InvalidTable, match="has 15,624 rows"):
+    with pytest.raises(InvalidTable, match=r"has 15,624 rows.* It was not imported; correct the file or get it again"):
         add(source, folder, replace=True)
     assert Tables(folder).column(ACCURACY, VAL).shape == (ROWS,)
     assert [path.name for path in folder.iterdir()] == [ACCURACY.file]
@@ -610,6 +688,25 @@ def test_full_disk_leaves_the_old_table(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (tmp_path / ACCURACY.file).read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == [ACCURACY.file]
+
+
+def test_a_folder_that_cannot_be_made_says_so(tmp_path: Path) -> None:
+    source = tmp_path / "new.parquet"
+    pq.write_table(accuracies(), source)
+    with pytest.raises(DataError, match=r"source/new' could not be made .*nothing was stored.*--tables") as refused:
+        add(source, tmp_path / "new.parquet" / "source" / "new")
+    assert "unchanged" not in str(refused.value)
+
+
+def test_full_disk_without_an_old_table_does_not_speak_of_one(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(DataError, match=r"could not be written .*; nothing was stored\. .*--tables"):
+            write(accuracies(), ACCURACY, tmp_path, source="test")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_adding_what_is_no_table(tmp_path: Path) -> None:
@@ -697,8 +794,20 @@ def test_no_network(tmp_path: Path, server: str) -> None:
 
 def test_folder_that_cannot_be_written(tmp_path: Path, server: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="could not be written"):
+    with pytest.raises(DataError, match=r"could not be made .*nothing was stored.*--tables"):
         fetch.fetch("hw-nas-bench", tmp_path / "file" / "tables", url=server)
+
+
+def test_a_disk_too_full_for_the_download(tmp_path: Path, server: str) -> None:
+    content = pickled(tmp_path / "served", official(True)).read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(DataError, match=r"download could not be written .*Make room.*--tables"):
+            fetch.fetch("hw-nas-bench", tmp_path / "tables", url=server, blob=blob(content))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "tables").iterdir()) == []
 
 
 def test_only_known_tables_are_fetched(tmp_path: Path) -> None:

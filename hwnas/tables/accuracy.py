@@ -47,7 +47,7 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pa.Table
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        raise InvalidTable(f"{path}: truncated, or not a table: {error}") from error
+        raise InvalidTable(f"{path}: truncated, or not a table: {str(error).rstrip('.')}") from error
     for ours, theirs in (columns or {}).items():
         if ours not in ("arch", "index", *columns_of(ACCURACY)):
             known = ", ".join(("arch", "index", *columns_of(ACCURACY)))

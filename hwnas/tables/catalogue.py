@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from hwnas.errors import DataError, InvalidTable, TablesNotFound, UsageError
 from hwnas.tables import accuracy, hwnasbench
-from hwnas.tables.folder import ENVIRONMENT, TableFile, target_folder
+from hwnas.tables.folder import ENVIRONMENT, TableFile, make_folder, missing, target_folder
 from hwnas.tables.schema import (
     ACCURACY,
     FBNET,
@@ -73,7 +73,7 @@ def list_tables(folder: str | os.PathLike[str] | None = None) -> list[TableInfo]
     if not where.is_dir():
         if not (folder or os.environ.get(ENVIRONMENT)):
             return []
-        raise TablesNotFound(f"the folder of tables {str(where)!r} does not exist")
+        raise TablesNotFound(missing(where, "--tables" if folder else ENVIRONMENT))
     own = [inspect(where / kind.file, kind) for kind in KINDS if (where / kind.file).is_file()]
     others = sorted(set(where.glob("*.parquet")) - {info.path for info in own})
     return own + [TableInfo(path, None, 0, (), None, "") for path in others]
@@ -124,11 +124,16 @@ def add(
     if not path.exists():
         raise UsageError(f"no file {str(path)!r} to add")
     where = target_folder(folder)
-    tables = _read(path, columns)
-    for kind in tables:
-        refuse_existing(where, kind, replace)
     told = f"{path.name}, imported {datetime.now(UTC).date().isoformat()}"
-    return [write(table, kind, where, source=told) for kind, table in tables.items()]
+    try:
+        tables = _read(path, columns)
+        for kind in tables:
+            refuse_existing(where, kind, replace)
+        return [write(table, kind, where, source=told) for kind, table in tables.items()]
+    except InvalidTable as error:
+        raise InvalidTable(
+            f"{error}. It was not imported; correct the file or get it again from where it came, then repeat"
+        ) from error
 
 
 def refuse_existing(folder: Path, kind: Kind, replace: bool) -> None:
@@ -155,15 +160,18 @@ def write(table: pa.Table, kind: Kind, folder: Path, *, source: str) -> TableInf
     target = folder / kind.file
     temporary = folder / f".{kind.file}.{os.getpid()}.tmp"
     table = table.replace_schema_metadata({META_SOURCE: source.encode()})
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, temporary, compression="zstd")
         info = inspect(temporary, kind)
         if info.problem:
             raise InvalidTable(info.problem.replace(str(temporary), source))
         os.replace(temporary, target)
     except OSError as error:
-        raise DataError(f"{target} could not be written ({error}); what was there is unchanged") from error
+        kept = "what was there is unchanged" if target.exists() else "nothing was stored"
+        raise DataError(
+            f"{target} could not be written ({error}); {kept}. Make room, or choose another folder with --tables"
+        ) from error
     finally:
         with contextlib.suppress(OSError):  # it was renamed, or the folder cannot be written
             temporary.unlink()

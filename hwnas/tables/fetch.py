@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from hwnas.errors import DataError, FetchFailed, UnknownName
 from hwnas.tables import hwnasbench
 from hwnas.tables.catalogue import TableInfo, refuse_existing, write
-from hwnas.tables.folder import target_folder
+from hwnas.tables.folder import make_folder, target_folder
 from hwnas.tables.schema import FBNET, HARDWARE
 
 COMMIT = "393bb8a02554dcd28e091fbbdb4d7aefe590018a"
@@ -53,13 +53,15 @@ def fetch(
     where = target_folder(folder)
     refuse_existing(where, HARDWARE, replace)
     pickle = where / f".{name}.{os.getpid()}.download"
+    make_folder(where)
     try:
-        where.mkdir(parents=True, exist_ok=True)
         _download(url, pickle)
         _verify(pickle, blob, url)
         tables = hwnasbench.read(pickle)
     except OSError as error:
-        raise DataError(f"{where}: the download could not be written ({error})") from error
+        raise DataError(
+            f"{where}: the download could not be written ({error}). Make room, or choose another folder with --tables"
+        ) from error
     finally:
         with contextlib.suppress(OSError):  # a folder that cannot be written: nothing was downloaded
             pickle.unlink()
@@ -100,5 +102,5 @@ def _verify(path: Path, blob: str, url: str) -> None:
     if found != blob:
         raise FetchFailed(
             f"{url}: wants the file with git blob hash {blob}, got {path.stat().st_size:,} bytes with {found}; "
-            f"the download was deleted and nothing was read from it"
+            f"the download was deleted and nothing was read from it. Try again; a proxy on the way may have changed it"
         )

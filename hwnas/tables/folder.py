@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.errors import InvalidTable, TablesNotFound
+from hwnas.errors import DataError, InvalidTable, TablesNotFound
 from hwnas.tables.schema import (
     ACCURACY,
     HARDWARE,
@@ -30,7 +32,6 @@ from hwnas.tables.schema import (
 )
 
 ENVIRONMENT = "HWNAS_TABLES"
-_REMEDY = "'hwnas tables fetch hw-nas-bench' or 'hwnas tables add PATH' fill the default folder"
 
 
 def default_folder() -> Path:
@@ -44,6 +45,32 @@ def target_folder(explicit: str | os.PathLike[str] | None = None) -> Path:
     """Where imported tables go: the folder named, else `HWNAS_TABLES`, else the user's own. May not exist yet."""
     named = explicit or os.environ.get(ENVIRONMENT)
     return Path(named).expanduser() if named else default_folder()
+
+
+def remedy(folder: Path, kind: Kind | None = None) -> str:
+    """What to do about a folder that lacks tables or, of a `kind`, about its table that is damaged."""
+    where = "" if folder == target_folder() else f" --tables {shlex.quote(str(folder))}"
+    if kind is None:
+        return f"'hwnas tables fetch hw-nas-bench{where}' or 'hwnas tables add PATH{where}' fill it"
+    add = f"'hwnas tables add PATH --replace{where}'"
+    if kind is ACCURACY:  # no address is known that one could be fetched from
+        return f"Replace it with {add}"
+    return f"Replace it with 'hwnas tables fetch hw-nas-bench --replace{where}' or {add}"
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder of tables where there is none.
+
+    Raises:
+        DataError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"the folder of tables {str(folder)!r} could not be made ({error.strerror or error}); nothing was stored. "
+            f"Choose another with --tables or {ENVIRONMENT}"
+        ) from error
 
 
 def find_folder(explicit: str | os.PathLike[str] | None = None) -> Path | None:
@@ -60,12 +87,20 @@ def find_folder(explicit: str | os.PathLike[str] | None = None) -> Path | None:
     if not named:
         return folder if _present(folder) else None
     if not folder.is_dir():
-        raise TablesNotFound(f"the folder of tables {str(folder)!r} ({named}) does not exist")
+        raise TablesNotFound(missing(folder, named))
     if not _present(folder):
         raise TablesNotFound(
-            f"the folder {str(folder)!r} ({named}) holds neither {ACCURACY.file} nor {HARDWARE.file}; {_REMEDY}"
+            f"the folder {str(folder)!r} ({named}) holds neither {ACCURACY.file} nor {HARDWARE.file}; {remedy(folder)}"
         )
     return folder
+
+
+def missing(folder: Path, named: str) -> str:
+    """What to say of a folder of tables that somebody named and that does not exist."""
+    return (
+        f"the folder of tables {str(folder)!r} ({named}) does not exist. Name one that does, or none to search on what "
+        f"hwnas ships; {remedy(folder)}"
+    )
 
 
 class TableFile:
@@ -74,20 +109,25 @@ class TableFile:
     Args:
         path: The file.
         kind: What it must be.
+        advice: What to do where it is damaged; put behind every message.
 
     Raises:
         InvalidTable: If it cannot be read, or a needed column is missing, or it has not as many rows as its kind.
     """
 
-    def __init__(self, path: Path, kind: Kind) -> None:
+    def __init__(self, path: Path, kind: Kind, advice: str = "") -> None:
         self.path = path
         self.kind = kind
-        self._file = _open(path)
-        self.columns = frozenset(self._file.schema_arrow.names)
-        self.rows: int = self._file.metadata.num_rows
-        check_columns(kind, self.columns, str(path))
-        if kind in (ACCURACY, HARDWARE) and self.rows != ROWS:
-            raise InvalidTable(f"{path}: has {self.rows:,} rows, wants the {ROWS:,} cells of NAS-Bench-201, each once")
+        self._advice = advice
+        with self._advised():
+            self._file = _open(path)
+            self.columns = frozenset(self._file.schema_arrow.names)
+            self.rows: int = self._file.metadata.num_rows
+            check_columns(kind, self.columns, str(path))
+            if kind in (ACCURACY, HARDWARE) and self.rows != ROWS:
+                raise InvalidTable(
+                    f"{path}: has {self.rows:,} rows, wants the {ROWS:,} cells of NAS-Bench-201, each once"
+                )
 
     @cached_property
     def origin(self) -> str:
@@ -107,8 +147,9 @@ class TableFile:
         """Official strings in the file's order, checked; None if it has no column `arch`."""
         if "arch" not in self.columns:
             return None
-        strings = self._read("arch").to_pylist()
-        check_cells(strings, str(self.path))
+        with self._advised():
+            strings = self._read("arch").to_pylist()
+            check_cells(strings, str(self.path))
         return tuple(strings)
 
     @cached_property
@@ -116,8 +157,9 @@ class TableFile:
         """Official indices in the file's order, checked; None if it has no column `index`."""
         if "index" not in self.columns:
             return None
-        index = np.asarray(self._floats("index"))
-        check_index(np.where(np.isfinite(index), index, -1), str(self.path))
+        with self._advised():
+            index = np.asarray(self._floats("index"))
+            check_index(np.where(np.isfinite(index), index, -1), str(self.path))
         return index.astype(np.int64)
 
     def values(self, column: str) -> Floats:
@@ -126,13 +168,22 @@ class TableFile:
         Raises:
             InvalidTable: If the column is missing, holds no numbers, or numbers that cannot be true.
         """
-        if column not in self.columns:
-            raise InvalidTable(f"{self.path}: the column {column!r} is missing")
-        return clean(self._floats(column), column, str(self.path))
+        with self._advised():
+            if column not in self.columns:
+                raise InvalidTable(f"{self.path}: the column {column!r} is missing")
+            return clean(self._floats(column), column, str(self.path))
 
     def texts(self, column: str) -> list[str]:
         """One column of texts in the file's order."""
-        return [str(text) for text in self._read(column).to_pylist()]
+        with self._advised():
+            return [str(text) for text in self._read(column).to_pylist()]
+
+    @contextmanager
+    def _advised(self) -> Iterator[None]:
+        try:
+            yield
+        except InvalidTable as error:
+            raise InvalidTable(f"{error}. {self._advice}" if self._advice else str(error)) from error.__cause__
 
     def _floats(self, column: str) -> Floats:
         array = self._read(column)
@@ -145,7 +196,9 @@ class TableFile:
         try:
             return self._file.read(columns=[column], use_threads=False).column(0)
         except (OSError, ValueError) as error:
-            raise InvalidTable(f"{self.path}: damaged or truncated at column {column!r}: {error}") from error
+            raise InvalidTable(
+                f"{self.path}: damaged or truncated at column {column!r}: {str(error).rstrip('.')}"
+            ) from error
 
 
 class Tables:
@@ -166,10 +219,12 @@ class Tables:
         self.folder = folder
         if not _present(folder):
             raise TablesNotFound(
-                f"the folder {str(folder)!r} holds neither {ACCURACY.file} nor {HARDWARE.file}; {_REMEDY}"
+                f"the folder {str(folder)!r} holds neither {ACCURACY.file} nor {HARDWARE.file}; {remedy(folder)}"
             )
         self._files = {
-            kind: TableFile(folder / kind.file, kind) for kind in (ACCURACY, HARDWARE) if (folder / kind.file).is_file()
+            kind: TableFile(folder / kind.file, kind, remedy(folder, kind))
+            for kind in (ACCURACY, HARDWARE)
+            if (folder / kind.file).is_file()
         }
         self._columns: dict[tuple[Kind, str], Floats] = {}
         self._orders: dict[Kind, NDArray[np.int64]] = {}
@@ -242,14 +297,16 @@ class Tables:
         if file.cells is None:
             if by_index is None:
                 raise InvalidTable(
-                    f"{file.path}: has no column 'arch', and {self._reference.path.name} no 'index' to join on"
+                    f"{file.path}: has no column 'arch', and {self._reference.path.name} no 'index' to join on. "
+                    f"{remedy(self.folder, file.kind)}"
                 )
             return by_index
         row_of = {name: row for row, name in enumerate(file.cells)}
         by_name = np.array([row_of[name] for name in self.names])
         if by_index is not None and not np.array_equal(by_index, by_name):
             raise InvalidTable(
-                f"{file.path}: its columns 'index' and 'arch' contradict those of {self._reference.path.name}"
+                f"{file.path}: its columns 'index' and 'arch' contradict those of {self._reference.path.name}. "
+                f"{remedy(self.folder, file.kind)}"
             )
         return by_name
 
@@ -264,4 +321,4 @@ def _open(path: Path) -> Any:
     try:
         return pq.ParquetFile(path)
     except (OSError, ValueError) as error:
-        raise InvalidTable(f"{path}: truncated, or not a Parquet file: {error}") from error
+        raise InvalidTable(f"{path}: truncated, or not a Parquet file: {str(error).rstrip('.')}") from error
