@@ -24,7 +24,7 @@ from hwnas.core.objective import Constraint, Objective
 from hwnas.core.state import SearchState
 from hwnas.core.wording import certainty, origin, origins, provenance
 from hwnas.progress import Progress
-from hwnas.report.axes import feasible_area, projections, staircase
+from hwnas.report.axes import feasible_area, groups, projections, staircase
 from hwnas.report.cells import BOX, HEIGHT, cell_svg, layout, short
 from hwnas.report.plots import every_plot
 from hwnas.report.view import hypervolume_curve, live_graph
@@ -211,6 +211,24 @@ def test_staircase_bounds_every_point_of_the_front_and_no_better_one() -> None:
         assert (x0 == x1) or (y0 == y1)
         assert x1 >= x0
         assert y1 <= y0
+
+
+def test_legends_count_what_the_text_counts(view: report.RunView) -> None:
+    told = {group.name: group for group in groups(view)}
+    drawn = [i for group in told.values() for i in group.indices]
+    assert sorted(drawn) == [i for i in range(view.n) if not view.failed[i]]  # each once
+    totals = {name: group.total for name, group in told.items()}
+    assert totals.get("front", len(view.front)) == len(view.front)
+    others = int(view.feasible.sum()) - len(view.front)
+    assert sum(n for name, n in totals.items() if name.endswith("not on the front")) == others
+    over = view.n - int(view.feasible.sum()) - int(view.failed.sum())
+    assert totals.get("over budget", over) == over
+    labels = {text.get_text() for text in report.front_figure(view).legends[0].get_texts()} if view.n else set()
+    names = {trace["name"] for trace in every_plot(view)["front-0"]["data"]}
+    for group in told.values():
+        assert group.label in labels
+        assert group.label in names
+        assert group.total == 1 or group.label == f"{group.name} ({group.total})"
 
 
 # -- words -------------------------------------------------------------------------------------------------------------

@@ -66,12 +66,13 @@ class Group:
     """Points that look alike.
 
     Attributes:
-        name: For the legend.
+        name: What they are.
         indices: Archive indices.
         colour: Of the marker.
         plotly: Marker symbol there.
         matplotlib: Marker symbol there.
         size: Diameter in points.
+        total: How many there are in all, those included that have a mark of their own.
     """
 
     name: str
@@ -80,6 +81,12 @@ class Group:
     plotly: str
     matplotlib: str
     size: float
+    total: int
+
+    @property
+    def label(self) -> str:
+        """For the legend: name and total."""
+        return f"{self.name} ({self.total})" if self.total > 1 else self.name
 
 
 def groups(view: RunView) -> list[Group]:
@@ -87,15 +94,17 @@ def groups(view: RunView) -> list[Group]:
     front = set(view.front)
     special = {i for i in (view.recommended, view.knee, view.nearest) if i is not None}
     plain = [i for i in range(view.n) if not view.failed[i] and i not in special]
-    inside = "within budget" if view.state.constraints else "evaluated"
+    inside = "within budget, not on the front" if view.state.constraints else "not on the front"
+    over = int((~view.feasible & ~view.failed).sum())
+    others = int(view.feasible.sum()) - len(front)
     knee = [] if view.knee in (None, view.recommended) else [view.knee]
     found = [
-        Group("over budget", [i for i in plain if not view.feasible[i]], GREY, "x-thin-open", "x", 7),
-        Group(inside, [i for i in plain if view.feasible[i] and i not in front], BLUE, "circle-open", "o", 7),
-        Group("front", [i for i in view.front if i not in special], ORANGE, "circle", "o", 9),
-        Group("knee", [i for i in knee if i is not None], PURPLE, "diamond", "D", 11),
-        Group("recommended", [] if view.recommended is None else [view.recommended], GREEN, "star", "*", 18),
-        Group("nearest", [] if view.nearest is None else [view.nearest], RED, "triangle-up", "^", 13),
+        Group("over budget", [i for i in plain if not view.feasible[i]], GREY, "x-thin-open", "x", 7, over),
+        Group(inside, [i for i in plain if view.feasible[i] and i not in front], BLUE, "circle-open", "o", 7, others),
+        Group("front", [i for i in view.front if i not in special], ORANGE, "circle", "o", 9, len(front)),
+        Group("knee", [i for i in knee if i is not None], PURPLE, "diamond", "D", 11, 1),
+        Group("recommended", [] if view.recommended is None else [view.recommended], GREEN, "star", "*", 18, 1),
+        Group("nearest", [] if view.nearest is None else [view.nearest], RED, "triangle-up", "^", 13, 1),
     ]
     return [group for group in found if group.indices]
 

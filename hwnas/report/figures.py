@@ -132,7 +132,7 @@ def _draw_front(axes: Axes, view: RunView, plot: Projection) -> None:
             facecolors="none" if hollow else group.colour,
             edgecolors=None if group.matplotlib == "x" else group.colour if hollow else "black",
             linewidths=0.8,
-            label=f"{group.name} ({len(group.indices)})" if len(group.indices) > 1 else group.name,
+            label=group.label,
             zorder=4 if group.size > 8 else 3,
         )
     axes.set_xlim(left, right)

@@ -119,7 +119,7 @@ def _points(view: RunView, plot: Projection, group: Group) -> Figure:
     trace: Figure = {
         "type": "scatter",
         "mode": "markers",
-        "name": f"{group.name} ({len(rows)})" if len(rows) > 1 else group.name,
+        "name": group.label,
         "x": _numbers(x[rows]),
         "y": _numbers(y[rows]),
         "customdata": rows,
