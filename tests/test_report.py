@@ -231,6 +231,24 @@ def test_legends_count_what_the_text_counts(view: report.RunView) -> None:
         assert group.total == 1 or group.label == f"{group.name} ({group.total})"
 
 
+@pytest.mark.parametrize("device", [DEVICE, "a-board-with-a-name-that-leaves-no-room-for-three-columns"])
+def test_a_legend_stays_inside_its_figure(device: str) -> None:
+    state = search()
+    rows = [
+        replace(row, context=replace(row.context, device=row.context.device and device))
+        for evaluation in state.archive
+        for row in evaluation.measurements
+    ]
+    named = SearchState(
+        "toy", (Objective(*ERROR), Objective("latency_ms", device)), (Constraint("latency_ms", 2.0, device),), 81
+    ).tell(rows)
+    figure = report.front_figure(view_of(named))
+    (legend,) = figure.legends
+    figure.draw_without_rendering()
+    box = legend.get_window_extent()
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+
+
 # -- words -------------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from textwrap import fill
@@ -64,14 +65,7 @@ def front_figure(view: RunView) -> Figure:
     for axes in every:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     if handles:
-        figure.legend(
-            list(handles.values()),
-            list(handles),
-            loc="outside lower center",
-            ncols=3 * len(plots),
-            frameon=False,
-            fontsize=8,
-        )
+        _legend(figure, handles, 3 * len(plots))
     return figure
 
 
@@ -105,6 +99,17 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def _legend(figure: Figure, handles: Mapping[str, Any], columns: int) -> None:
+    """A legend below the plots, in as many columns, at most `columns`, as the figure is wide enough for."""
+    look: dict[str, Any] = {"frameon": False, "fontsize": 8, "columnspacing": 1.2, "handletextpad": 0.5}
+    for count in range(columns, 0, -1):
+        legend = figure.legend(handles.values(), handles, loc="outside lower center", ncols=count, **look)
+        figure.draw_without_rendering()
+        if count == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def _draw_front(axes: Axes, view: RunView, plot: Projection) -> None:
