@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,13 @@ def test_budgets_are_read_in_the_metrics_unit(word: str, value: Any, metric: str
         ("latency", "5mJ", "unit 'mJ'"),
         ("latency", "fast", "'fast'"),
         ("params", "1", "has none"),
-        ("params", 1, "has none"),
+        ("params", 1, "has none. Write 1M, 1k, ..."),
+        ("params", "-1", "above 0"),
+        ("params", 1e6, "has none. Write 1M"),
+        ("params", "1500000", "has none. Write 1.5M"),
+        ("macs", 20_000, "has none. Write 20k"),
+        ("memory", 64, "has none. Write 64MiB"),
+        ("memory", 2**26, "has none. Write 64MiB"),
         ("latency", True, "quantity"),
         ("latency", None, "quantity"),
         ("latency", [5], "quantity"),
@@ -95,6 +102,9 @@ def test_a_budget_that_is_no_quantity_is_refused_at_once(word: str, value: Any, 
     with pytest.raises(InvalidBudget) as caught:
         SearchConfig(devices=("edgegpu",), budgets={word: value})
     assert said in str(caught.value)
+    suggested = re.search(r"Write ([^,]+)", str(caught.value))
+    if suggested:  # what is proposed is admitted
+        SearchConfig(devices=("edgegpu",), budgets={word: suggested.group(1)})
 
 
 @pytest.mark.parametrize(

@@ -130,18 +130,26 @@ def parse_quantity(text: str, name: str) -> float:
     if match is None:
         raise InvalidBudget(f"{wanted}, e.g. {example!r}; got {text!r}")
     number, unit = match.group(1), match.group(2).replace("\u03bc", "\u00b5")  # Greek mu to the micro sign
+    if not 0 < float(number) < float("inf"):
+        raise InvalidBudget(f"{wanted}; got {text!r}")
     if not unit and not what.bare:
-        raise InvalidBudget(
-            f"{wanted}; {text!r} has none. Write {number}M, {number}k, ... (see units)"
-            if what.unit == "M"
-            else f"{wanted}; {text!r} has none. Write {number}{what.unit}"
-        )
+        raise InvalidBudget(f"{wanted}; {text!r} has none. Write {_suggested(float(number), what)}")
     if unit and unit not in what.units:
         raise InvalidBudget(f"{wanted}; {text!r} has the unit {unit!r}")
     value = float(number) * (what.units[unit] if unit else 1.0)
     if not 0 < value < float("inf"):
         raise InvalidBudget(f"{wanted}; got {text!r}")
     return value
+
+
+def _suggested(number: float, what: Metric) -> str:
+    """How a number without a unit may have been meant: a large one counts single things or bytes."""
+    one = 2.0**-20 if what.unit == "MiB" else 1e-6
+    if number * one >= 0.9:
+        return f"{number * one:.6g}{what.unit}"
+    if what.unit == "M":
+        return f"{number / 1e3:.6g}k" if number >= 1e3 else f"{number:.6g}M, {number:.6g}k, ... (see units)"
+    return f"{number:.6g}{what.unit}"
 
 
 def show(name: str, value: float) -> str:
