@@ -82,6 +82,8 @@ class TestNotation:
             ("nb201:0.1.2.3.4.5", r"position 5 \(edge 3<-2\).*0..4, got 5"),
             ("nb201:0.1.2", "6 positions.*has 3"),
             ("nb101:0.1.2.3.4.4", "nb101"),
+            ("foo", r"'\|op~0\|.*\(the official string\) or 'nb201:.*' \(a key\); got 'foo'"),
+            ("nb201:a.b", "key reads 'space:0.1.2', got 'nb201:a.b'"),
         ],
     )
     def test_a_damaged_string_is_refused(self, text, message):

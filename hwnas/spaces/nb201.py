@@ -121,14 +121,15 @@ class NasBench201:
             InvalidArchitecture: Naming the position and the reason.
         """
         text = text.strip()
-        if "|" not in text:
+        if ":" in text and "|" not in text:
             architecture = Architecture.from_key(text)
             self.validate(architecture)
             return architecture
         match = _STRING.fullmatch(text)
         if match is None:
             raise InvalidArchitecture(
-                f"an architecture of space 'nb201' reads '|op~0|+|op~0|op~1|+|op~0|op~1|op~2|', got {text!r}"
+                "an architecture of space 'nb201' reads '|op~0|+|op~0|op~1|+|op~0|op~1|op~2|' (the official string) or "
+                f"'nb201:3.0.1.2.4.1' (a key); got {text!r}. A run's archive.csv has both of each one"
             )
         return self._from_names(match.groups(), text)
 
