@@ -34,7 +34,7 @@ _EXTRA = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 # packages that bring the same module as the one that is asked for
 _INSTEAD = {"onnxruntime": ("onnxruntime-gpu",)}
-_NOT_FOR_USERS = ("dev", "bench")
+_NOT_FOR_USERS = ("dev", "bench", "distributed")  # the last one is reserved: no code uses it yet
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,19 @@ def test_version_is_one_number() -> None:
     assert f"## {hwnas.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_extras_are_those_that_the_readme_names_and_reserved_ones_say_so() -> None:
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    readme = (ROOT / "README.md").read_text()
+    listed = re.search(r"# extras: (.*)", readme)
+    assert listed is not None
+    reserved = set(re.findall(r"extra `([\w-]+)` is reserved", readme))
+    assert set(listed.group(1).split(", ")) == extras - reserved
+    assert reserved <= extras
+    for name in reserved:  # as soon as code uses it, the README must not say otherwise
+        use = re.compile(rf"^\s*(import|from) {name}\b|load\(\"{name}\b", flags=re.M)
+        assert not [path for path in (ROOT / "hwnas").rglob("*.py") if use.search(path.read_text())], name
+
+
 def test_public_names_resolve() -> None:
     for name in hwnas.__all__:
         assert getattr(hwnas, name) is not None
