@@ -83,6 +83,7 @@ class SearchResult:
         folder: The run directory, if there is one.
         finals: How the front was measured, where it was measured here.
         command: The command line that makes the search again, from the same sources.
+        weights: Importance of each objective, where the user gave some.
     """
 
     state: SearchState
@@ -93,6 +94,7 @@ class SearchResult:
     folder: Path | None = None
     finals: Finals = field(default_factory=Finals)
     command: str = ""
+    weights: tuple[float, ...] | None = None
 
     @cached_property
     def view(self) -> report.RunView:
@@ -106,14 +108,32 @@ class SearchResult:
             extra=self.reported,
             notes=self.finals.notes,
             measured=self.finals.devices,
+            weights=self.weights,
             run=str(self.folder) if self.folder is not None else "RUN",
         )
 
     @property
     def best(self) -> Found | None:
-        """The recommended architecture: the best that meets every budget, without budgets the knee of the front.
-        None where nothing is feasible."""
+        """The recommended architecture: the best that meets every budget; without budgets the best by the weights that
+        were given, else the knee of the front. None where nothing is feasible."""
         return None if self.view.recommended is None else self._found(self.view.recommended)
+
+    def pick(self, *, weights: Mapping[str, float]) -> Found | None:
+        """The architecture of the front that is best by some importances of the objectives (`core.picking.asf`).
+
+        Args:
+            weights: By objective, e.g. {"error": 2, "latency": 1}; 1 where not named.
+
+        Returns:
+            None where nothing is feasible.
+
+        Raises:
+            UsageError: A weight that is no number above 0, or belongs to no objective.
+        """
+        from hwnas.config import weigh
+
+        index = report.by_weights(self.view.state, weigh(self.state.objectives, weights))
+        return None if index is None else self._found(index)
 
     @property
     def front(self) -> list[Found]:
@@ -213,7 +233,15 @@ class Run:
             folder = None if self.directory is None else self.directory.path
             finals, made_by = summarise(self.assembly, state), _command(self.assembly)
             result = SearchResult(
-                state, ledger, self.assembly.space, self.assembly.config, rows, folder, finals, made_by
+                state,
+                ledger,
+                self.assembly.space,
+                self.assembly.config,
+                rows,
+                folder,
+                finals,
+                made_by,
+                self.assembly.weights,
             )
             if self.directory is not None:
                 result = self._write(self.directory, result, models)
@@ -319,6 +347,7 @@ def _opened(assembly: Assembly, out: Path | None, directory: bool) -> Run:
         resolved={
             "objectives": [o.name for o in assembly.objectives],
             "constraints": {c.name: c.bound for c in assembly.constraints},
+            "weights": _named(assembly.objectives, assembly.weights),
             "command": _command(assembly),
         },
         sources=assembly.sources,
@@ -376,6 +405,7 @@ def search(
     latency_budget: str | float | None = None,
     objectives: Sequence[str] = ("error", "latency"),
     budgets: Mapping[str, str | float] | None = None,
+    weights: Mapping[str, float] | None = None,
     dataset: str = "cifar10",
     space: str = "nb201",
     queries: int = 200,
@@ -398,6 +428,8 @@ def search(
         latency_budget: Highest latency: 5 (ms), "5ms", "800us".
         objectives: What to minimise: "error", "latency", "energy", "params", "macs", or full metric names.
         budgets: Further budgets by the same words: {"energy": "20mJ", "params": "1M"}.
+        weights: Importances of the objectives, {"error": 2, "latency": 1}: without a budget they pick the network to
+            recommend. `SearchResult.pick` does so afterwards.
         dataset: "cifar10", "cifar100" or "ImageNet16-120".
         space: Search space.
         queries: Architectures to evaluate.
@@ -428,6 +460,7 @@ def search(
         "devices": device or (),
         "objectives": objectives,
         "budgets": limits,
+        "weights": dict(weights or {}),
         "dataset": dataset,
         "space": space,
         "queries": queries,
@@ -451,7 +484,7 @@ def load(run: str | Path) -> SearchResult:
     Raises:
         RunError: No run in it, or a damaged one.
     """
-    from hwnas.config import SearchConfig
+    from hwnas.config import SearchConfig, weigh
 
     with RunDirectory.read(run) as directory:
         config = SearchConfig.from_toml(directory.config)
@@ -463,13 +496,15 @@ def load(run: str | Path) -> SearchResult:
         try:
             objectives = tuple(_objective(name) for name in resolved["objectives"])
             constraints = tuple(_constraint(name, bound) for name, bound in resolved.get("constraints", {}).items())
+            given = resolved.get("weights")
+            weights = None if given is None else weigh(objectives, given)
         except (KeyError, TypeError, ValueError) as error:
             raise RunCorrupt(
-                f"{directory.path}/run.toml is damaged: [resolved] does not name objectives ({error})"
+                f"{directory.path}/run.toml is damaged: [resolved] names no objectives or budgets ({error})"
             ) from error
     start = SearchState(config.space, objectives, constraints, config.queries, config.seed)
     if saved is None:
-        return SearchResult(start, Ledger(), space, config, (), Path(run), command=made_by)
+        return SearchResult(start, Ledger(), space, config, (), Path(run), command=made_by, weights=weights)
     searched = [(o.metric, o.device) for o in objectives] + [(c.metric, c.device) for c in constraints]
     wanted = list(dict.fromkeys([*searched, *_measured_for_all(rows, saved[1], searched)]))
     state = _amended(replay(start, saved[1], rows, wanted), rows)
@@ -477,7 +512,7 @@ def load(run: str | Path) -> SearchResult:
     told = {(metric, device) for metric, device in wanted}
     reported = tuple(row for row in rows if row.architecture in front and (row.metric, row.context.device) not in told)
     ledger = replace(saved[3], reported=len(reported))
-    return SearchResult(state, ledger, space, config, reported, Path(run), Finals.read(Path(run)), made_by)
+    return SearchResult(state, ledger, space, config, reported, Path(run), Finals.read(Path(run)), made_by, weights)
 
 
 def _amended(state: SearchState, rows: Sequence[Measurement]) -> SearchState:
@@ -496,6 +531,10 @@ def _measured_for_all(
     for row in rows:
         having.setdefault((row.metric, row.context.device), set()).add(row.architecture.key)
     return [pair for pair, keys in having.items() if pair not in known and evaluated <= keys and pair in COUNTED]
+
+
+def _named(objectives: Sequence[Objective], weights: Sequence[float] | None) -> dict[str, float] | None:
+    return None if weights is None else {o.name: w for o, w in zip(objectives, weights, strict=True)}
 
 
 def _objective(name: str) -> Objective:
@@ -621,6 +660,8 @@ def command(config: SearchConfig) -> str:
         words += ["--budget", f"{word}={value!r}" if isinstance(value, float) else f"{word}={value}"]
     if config.objectives != plain.objectives:
         words += ["--objectives", ",".join(config.objectives)]
+    if config.weights:
+        words += ["--weights", ",".join(f"{word}={value!r}" for word, value in config.weights.items())]
     for name in ("space", "dataset", "generator", "source", "tables", "batch", "preset", "wait"):
         if getattr(config, name) != getattr(plain, name):
             words += [f"--{name}", str(getattr(config, name))]

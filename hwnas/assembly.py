@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hwnas import registry
-from hwnas.config import SearchConfig
+from hwnas.config import SearchConfig, weigh
 from hwnas.core.device import Device
 from hwnas.core.measurement import Source
 from hwnas.core.metrics import FAMILIES, METRICS, candidates
@@ -33,6 +33,7 @@ class Assembly:
         constraints: Budgets in the metrics' own units.
         plan: Which evaluator answers which (metric, device): objectives, budgets, then numbers that are free.
         reported: The same for numbers that only the report shows (the front's test error).
+        weights: Importance of each objective; None where none was given.
     """
 
     config: SearchConfig
@@ -41,6 +42,7 @@ class Assembly:
     constraints: tuple[Constraint, ...]
     plan: tuple[tuple[Wanted, Evaluator], ...]
     reported: tuple[tuple[Wanted, Evaluator], ...]
+    weights: tuple[float, ...] | None = None
 
     @property
     def start(self) -> SearchState:
@@ -136,7 +138,8 @@ def _assembled(
         for (metric, _), evaluator in plan
         if metric == "val_error_pct" and evaluator.context("test_error_pct", None) is not None
     )
-    return Assembly(config, space, objectives, constraints, plan, reported)
+    weights = weigh(objectives, named.weights) if named.weights else None
+    return Assembly(config, space, objectives, constraints, plan, reported, weights)
 
 
 def _with_device_names(config: SearchConfig) -> SearchConfig:
@@ -151,6 +154,7 @@ def _with_device_names(config: SearchConfig) -> SearchConfig:
         devices=tuple(load_device(name).name if _is_file(name) else name for name in config.devices),
         objectives=tuple(map(word, config.objectives)),
         budgets={word(text): value for text, value in config.budgets.items()},
+        weights={word(text): value for text, value in config.weights.items()},
     )
 
 

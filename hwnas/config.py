@@ -10,12 +10,15 @@ A configuration is the same thing on the command line, in a TOML file and in run
 
     [budgets]
     latency = "5ms"
+
+    [weights]
+    error = 2
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,8 @@ class SearchConfig:
         objectives: What to optimise: "error", "latency", ... or full metric names, each with "@device" where it is
             meant for one device only. May be given as "error,latency".
         budgets: The same words, with what may not be exceeded: "5ms", or a number in the metric's own unit.
+        weights: Importances of objectives by the same words, above 0, 1 where not named: without a budget, the network
+            to recommend is picked by them.
         queries: Evaluations that may be paid, at least 1.
         seed: 0 to 2^63 - 1.
         generator: Name of the generator.
@@ -64,6 +69,7 @@ class SearchConfig:
     devices: tuple[str, ...] = ()
     objectives: tuple[str, ...] = ("error", "latency")
     budgets: Mapping[str, str | float] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
     queries: int = 200
     seed: int = 0
     generator: str = "agnet"
@@ -102,6 +108,7 @@ class SearchConfig:
         for word in self.objectives:
             _meaning("objective", word)
         _set(self, "budgets", {word: _limit(word, value)[0] for word, value in _table(self, "budgets").items()})
+        _set(self, "weights", _importances(_table(self, "weights")))
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -232,6 +239,47 @@ class SearchConfig:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InvalidSetting(f"the configuration {path} is no TOML: {error}") from error
         return cls.from_toml(data)
+
+
+def weigh(objectives: Sequence[Objective], weights: Mapping[str, float]) -> tuple[float, ...]:
+    """The importance of each objective: 1 where none is named; a word for one device wins over one for all.
+
+    Args:
+        objectives: `m` objectives.
+        weights: Words as in `SearchConfig.weights`, with numbers above 0.
+
+    Returns:
+        `m` numbers above 0.
+
+    Raises:
+        UnknownName: A word that is no metric's.
+        InvalidSetting: A weight that is no number above 0, belongs to no objective, or is given twice.
+    """
+    found: dict[str, tuple[float, bool]] = {}
+    for word, value in _importances(weights).items():
+        names, only = _meaning("weight", word)
+        meant = [o.name for o in objectives if o.metric in names and only in (None, o.device)]
+        if not meant:
+            raise InvalidSetting(
+                f"the weight {word!r} belongs to none of the objectives {', '.join(o.name for o in objectives)}; "
+                "leave it out, or add the objective"
+            )
+        for name in meant:
+            _, other = found.get(name, (None, None))
+            if other == _narrow(word):
+                raise InvalidSetting(f"the weights {', '.join(weights)} weigh {name} twice")
+            if other is None or _narrow(word):
+                found[name] = value, _narrow(word)
+    return tuple(found[o.name][0] if o.name in found else 1.0 for o in objectives)
+
+
+def _importances(weights: Mapping[str, Any]) -> dict[str, float]:
+    for word, value in weights.items():
+        _meaning("weight", word)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value < float("inf"):
+            raise InvalidSetting(f"the weight {word!r} wants a number above 0; got {value!r}")
+    return {word: float(value) for word, value in weights.items()}
 
 
 def _set(config: SearchConfig, name: str, value: object) -> None:

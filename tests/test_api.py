@@ -18,7 +18,7 @@ import onnxruntime
 import pytest
 
 import hwnas
-from hwnas import api, registry
+from hwnas import api, registry, report
 from hwnas.cli import NOTHING_FEASIBLE, app, main
 from hwnas.errors import (
     InvalidBudget,
@@ -96,6 +96,7 @@ def test_the_stored_command_makes_the_same_search_again() -> None:
         devices=("raspi4", "fpga"),
         objectives=("error", "latency@raspi4", "energy@fpga"),
         budgets={"latency@fpga": 4.123456789, "params": "1M", "params_m": 1.5},
+        weights={"error": 2, "energy@fpga": 0.25},
         generator="agnet",
         generator_settings={"surrogate": False, "reference": 0.75},
         dataset="cifar100",
@@ -142,6 +143,65 @@ def test_the_command_names_the_source_that_was_found_by_chance(
     assert set(mixed.front[0].sources.values()) == {"table", "surrogate", "counted"}
     assert f"--tables {part}" in mixed.view.command
     assert "--source" not in mixed.view.command
+
+
+def test_weights_pick_where_no_budget_decides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = hwnas.search(device="edgegpu", **FAST)
+    light, heavy = (plain.pick(weights={"error": weight, "latency": 1}) for weight in (0.001, 1000))
+    assert light is not None
+    assert heavy is not None
+    assert light["latency_ms"] == min(found["latency_ms"] for found in plain.front)
+    assert heavy["val_error_pct"] == min(found["val_error_pct"] for found in plain.front)
+    assert plain.best is not None
+    assert plain.best.architecture != light.architecture
+    with pytest.raises(InvalidSetting, match="energy"):
+        plain.pick(weights={"energy": 2})
+    words = ["search", "-d", "edgegpu", "-g", "evolution", "-n", "60", "--source", "surrogate", "--models", "best"]
+    assert cli(*words, "--weights", "error=1,latency=1000", "--out", str(tmp_path / "run")) == 0
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "best of the front by the weights validation error 1, latency 1000: validation error" in told
+    run = api.load(tmp_path / "run")
+    assert run.best is not None
+    assert run.best.architecture == light.architecture
+    assert run.to_json()["weights"] == {"val_error_pct": 1, "latency_ms@edgegpu": 1000}
+    second = run.view.runner_up
+    assert second is not None
+    assert run.archive[second]["latency_ms"] == sorted(found["latency_ms"] for found in run.front)[1]
+    manifest = json.loads((tmp_path / "run" / "models" / "manifest.json").read_text())
+    assert [model["key"] for model in manifest["models"]] == [light.architecture.key]
+    assert "--weights error=1.0,latency=1000.0" in manifest["run"]["command"]
+
+
+def test_a_budget_decides_before_weights() -> None:
+    plain = hwnas.search(device="edgegpu", latency_budget=5, **FAST)
+    weighed = hwnas.search(device="edgegpu", latency_budget=5, weights={"latency": 1000}, **FAST)
+    assert plain.best is not None
+    assert weighed.best is not None
+    assert weighed.best.architecture == plain.best.architecture
+    told = " ".join(report.sentences(weighed.view))
+    assert "A budget decides before weights; by the weights validation error 1, latency 1000 it would be " in told
+    quickest = min(found["latency_ms"] for found in weighed.front)
+    assert f"latency {quickest:.3f}" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("error", "--weights wants WORD=NUMBER"),
+        ("error=two", "--weights wants WORD=NUMBER"),
+        ("error=2,", "--weights wants WORD=NUMBER"),
+        ("error=2,error=3", "weight of error is given twice"),
+        ("error=-1", "above 0"),
+        ("energy=1", "belongs to none of the objectives"),
+    ],
+)
+def test_weights_that_cannot_be_meant_make_no_run(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert cli("search", "-d", "edgegpu", "--weights", text, "--out", str(out)) == 2
+    assert said in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_metric_of_one_device_is_asked_of_that_device_only() -> None:

@@ -13,7 +13,7 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwnas.config import SearchConfig
+from hwnas.config import SearchConfig, weigh
 from hwnas.core.objective import Constraint, Objective
 from hwnas.errors import InvalidBudget, InvalidSetting, UnknownName, UsageError
 
@@ -168,6 +168,53 @@ def test_a_budget_of_one_device_wins_over_that_of_all(budgets: dict[str, Any]) -
         twice.resolve_budgets(everything)
 
 
+THREE = (Objective("val_error_pct"), Objective("latency_ms", "edgegpu"), Objective("latency_ms", "fpga"))
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ({}, (1, 1, 1)),
+        ({"error": 2}, (2, 1, 1)),
+        ({"latency": 3, "error": 0.5}, (0.5, 3, 3)),
+        ({"latency@fpga": 4, "latency": 3}, (1, 3, 4)),
+        ({"latency_ms": 3, "latency_ms@edgegpu": 5}, (1, 5, 3)),
+    ],
+)
+def test_weights_belong_to_objectives(weights: dict[str, float], expected: tuple[float, ...]) -> None:
+    assert weigh(THREE, weights) == expected
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ({"eror": 1}, "no weight 'eror'. .*Did you mean 'error'"),
+        ({"error": 0}, "weight 'error' wants a number above 0; got 0"),
+        ({"error": -1.5}, "above 0; got -1.5"),
+        ({"error": float("nan")}, "above 0; got nan"),
+        ({"error": float("inf")}, "above 0; got inf"),
+        ({"error": "2"}, "above 0; got '2'"),
+        ({"error": True}, "above 0; got True"),
+        ([2, 1], "weights wants a table"),
+    ],
+)
+def test_a_weight_that_cannot_be_meant_is_refused_at_once(weights: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=f"(?s){said}"):
+        SearchConfig(weights=weights)
+    if isinstance(weights, dict):
+        with pytest.raises(UsageError, match=f"(?s){said}"):
+            weigh(THREE, weights)
+
+
+def test_a_weight_of_no_objective_or_given_twice_is_refused() -> None:
+    with pytest.raises(InvalidSetting, match=r"'energy' belongs to none of the objectives val_error_pct, latency_ms@e"):
+        weigh(THREE, {"energy": 1})
+    with pytest.raises(InvalidSetting, match="latency@raspi4"):
+        weigh(THREE, {"latency@raspi4": 1})
+    with pytest.raises(InvalidSetting, match="weigh latency_ms@edgegpu twice"):
+        weigh(THREE, {"latency": 1, "latency_ms": 2})
+
+
 def test_what_no_source_knows_is_refused_with_what_to_do() -> None:
     config = SearchConfig(devices=("edgetpu",), objectives=("error", "energy"))
     with pytest.raises(InvalidSetting, match=r"no source knows energy_mj .* device 'edgetpu'.*tables add"):
@@ -251,6 +298,7 @@ PLAIN = st.recursive(
         generator_settings=st.dictionaries(WORDS, PLAIN, max_size=3),
         tables=st.none() | WORDS,
         batch=st.none() | st.integers(1, 100),
+        weights=st.dictionaries(st.sampled_from(["error", "latency", "latency@fpga"]), st.floats(0.1, 9)),
     )
 )
 def test_a_configuration_survives_toml(config: SearchConfig) -> None:

@@ -77,6 +77,13 @@ def search(
     objectives: Annotated[
         str | None, typer.Option(help="What to minimise, by commas: error,latency,energy,params,macs.")
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Importance of each objective, e.g. error=2,latency=1: without a budget it picks the network to "
+            "recommend, in the place of the front's knee."
+        ),
+    ] = None,
     dataset: Annotated[str | None, typer.Option(help="cifar10, cifar100 or ImageNet16-120.")] = None,
     space: Annotated[str | None, typer.Option(help="Search space.")] = None,
     generator: Annotated[
@@ -127,6 +134,7 @@ def search(
             error=error_budget,
         )
         or None,
+        "weights": _weights(weights) if weights is not None else None,
         "dataset": dataset,
         "space": space,
         "generator": generator,
@@ -268,6 +276,22 @@ def _budgets(pairs: Sequence[str] | None, **named: str | None) -> dict[str, str 
         except ValueError:
             budgets[word] = text
     return budgets
+
+
+def _weights(text: str) -> dict[str, float]:
+    weights: dict[str, float] = {}
+    for pair in text.split(","):
+        word, _, number = (part.strip() for part in pair.partition("="))
+        try:
+            value = float(number)
+        except ValueError:
+            raise InvalidSetting(
+                f"--weights wants WORD=NUMBER by commas, e.g. error=2,latency=1; got {pair!r}"
+            ) from None
+        if word in weights:
+            raise InvalidSetting(f"the weight of {word} is given twice")
+        weights[word] = value
+    return weights
 
 
 def _settings(pairs: Sequence[str] | None) -> dict[str, Any]:

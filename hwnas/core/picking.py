@@ -70,13 +70,18 @@ def asf(losses: Floats, weights: Sequence[float]) -> int:
     Raises:
         ValueError: If `weights` is not `m` finite numbers above 0.
     """
+    return int(np.argmin(asf_values(losses, weights)))
+
+
+def asf_values(losses: Floats, weights: Sequence[float]) -> Floats:
+    """What `asf` minimises, for each row: `n` values; arguments and errors as there."""
     from pymoo.decomposition.asf import ASF
 
     importance = np.asarray(weights, dtype=np.float64)
     if importance.shape != (losses.shape[1],) or not (np.isfinite(importance) & (importance > 0)).all():
         raise ValueError(f"asf wants {losses.shape[1]} weights above 0, one per objective; got {list(weights)}")
     # pymoo divides by its weights, so they are the inverse of an importance
-    return int(np.argmin(ASF().do(normalise(losses), 1.0 / importance)))
+    return np.asarray(ASF().do(normalise(losses), 1.0 / importance), dtype=np.float64).reshape(-1)
 
 
 def normalise(losses: Floats) -> Floats:

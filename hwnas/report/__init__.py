@@ -10,10 +10,11 @@ from hwnas.report.notebook import repr_html
 from hwnas.report.page import html, write_html
 from hwnas.report.terminal import front_table, full, sentences, summary
 from hwnas.report.tojson import to_json
-from hwnas.report.view import RunView, primary_objective, recommend
+from hwnas.report.view import RunView, by_weights, primary_objective, recommend
 
 __all__ = [
     "RunView",
+    "by_weights",
     "cell_svg",
     "front_figure",
     "front_table",

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from hwnas.core.measurement import Source
 from hwnas.core.wording import known, quantity
-from hwnas.report.view import Column, RunView, by_knee
+from hwnas.report.view import Column, RunView, undecided
 
 STAR, KNEE, NEAREST = "★", "◆", "≈"
 
@@ -112,13 +112,21 @@ def sentences(view: RunView) -> list[str]:
     if view.recommended is None:
         return [*told, *_nothing_feasible(view, budgets), *_failures(view), *view.notes, *_ledger(view)]
     column = (view.objective.metric, view.objective.device)
-    if by_knee(state):
-        told.append(f"Recommended without a budget: the knee of the front, {_values(view, view.recommended)}")
+    if undecided(state):
+        why = "the knee of the front" if view.by_knee else f"the best of the front by the weights {_weights(view)}"
+        told.append(f"Recommended without a budget: {why}: {_values(view, view.recommended)}")
     else:
         under = f" with {budgets}" if budgets else ""
         told.append(f"Best {_title(view, column)}{under}: {view.value_text(view.recommended, column)}")
     told[-1] += f" ({view.texts[view.recommended]}, query {view.recommended + 1})."
     told += [*_room(view), *_runner_up(view)]
+    if view.weighted is not None and not undecided(state) and len(state.objectives) > 1:
+        what = (
+            "the same network"
+            if view.weighted == view.recommended
+            else f"{_values(view, view.weighted)} (query {view.weighted + 1})"
+        )
+        told.append(f"A budget decides before weights; by the weights {_weights(view)} it would be {what}.")
     if view.knee not in (None, view.recommended):
         told.append(f"Knee of the front: {_values(view, view.knee)} (query {view.knee + 1}).")
     told.append(f"{int(view.feasible.sum())} of {view.n} evaluated are feasible, {len(view.front)} on the front.")
@@ -246,6 +254,11 @@ def _title(view: RunView, column: Column) -> str:
     metric, device = column
     several = len({where for _, where in _wanted(view) if where is not None}) > 1
     return known(metric).title + (f" on {device}" if device and several else "")
+
+
+def _weights(view: RunView) -> str:
+    pairs = zip(view.state.objectives, view.weights or (), strict=True)
+    return ", ".join(f"{_title(view, (o.metric, o.device))} {weight:g}" for o, weight in pairs)
 
 
 def _wanted(view: RunView) -> tuple[Column, ...]:

@@ -16,9 +16,10 @@ SCHEMA = 1
 def to_json(view: RunView) -> dict[str, Any]:
     """The whole result as plain dicts, lists, strings and finite numbers (`json.dumps(..., allow_nan=False)` works).
 
-    Keys: schema, finished, evaluations, queries, space, seed, objectives, budgets, feasible, recommended, nearest,
-    knee, runner_up, front, hypervolume, failures, measured (by device: noise floor, retests), ledger, config, command,
-    versions, created. Architectures carry all their metrics, by column: value, unit, source, context, interval, status.
+    Keys: schema, finished, evaluations, queries, space, seed, objectives, budgets, weights, feasible, recommended,
+    nearest, knee, runner_up, front, hypervolume, failures, measured (by device: noise floor, retests), ledger, config,
+    command, versions, created. Architectures carry all their metrics, by column: value, unit, source, context,
+    interval, status.
     """
     state = view.state
     return {
@@ -36,6 +37,9 @@ def to_json(view: RunView) -> dict[str, Any]:
             {"metric": c.metric, "device": c.device, "bound": c.bound, "unit": METRICS[c.metric].unit, "text": str(c)}
             for c in state.constraints
         ],
+        "weights": None
+        if view.weights is None
+        else {o.name: weight for o, weight in zip(state.objectives, view.weights, strict=True)},
         "feasible": int(view.feasible.sum()),
         "recommended": _maybe(view, view.recommended),
         "nearest": _maybe(view, view.nearest),

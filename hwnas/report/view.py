@@ -51,6 +51,7 @@ class RunView:
         run: The run's directory as the user would type it; "RUN" where unknown.
         notes: Sentences on how the numbers were measured.
         measured: For each device that was measured on here: what it is and how well its figures repeat.
+        weights: Importance of each objective, where the user gave some.
     """
 
     state: SearchState
@@ -66,6 +67,7 @@ class RunView:
     run: str = "RUN"
     notes: tuple[str, ...] = ()
     measured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    weights: tuple[float, ...] | None = None
 
     @classmethod
     def of(
@@ -82,6 +84,7 @@ class RunView:
         extra: Sequence[Measurement] = (),
         notes: Sequence[str] = (),
         measured: Mapping[str, Mapping[str, Any]] | None = None,
+        weights: Sequence[float] | None = None,
         run: str = "RUN",
     ) -> RunView:
         """The view of a search.
@@ -99,6 +102,7 @@ class RunView:
             extra: Facts that the search did not see, e.g. the front's test error: shown, never searched on.
             notes: Sentences on how the numbers were measured.
             measured: For each device that was measured on: what `hwnas.finals.Finals.devices` says.
+            weights: `m` importances of the objectives, where the user gave some.
             run: The run directory, for the commands that the report suggests.
         """
         state = _with_extra(state, extra)
@@ -120,6 +124,7 @@ class RunView:
             run=run,
             notes=tuple(notes),
             measured={name: _repeatability(told) for name, told in (measured or {}).items()},
+            weights=None if weights is None else tuple(weights),
         )
 
     @property
@@ -187,13 +192,25 @@ class RunView:
     @cached_property
     def recommended(self) -> int | None:
         """Archive index of the recommended architecture; None where nothing is feasible."""
-        return recommend(self.state)
+        return recommend(self.state, self.weights)
+
+    @cached_property
+    def weighted(self) -> int | None:
+        """Archive index of the front's best by the weights; None without weights or front."""
+        return None if self.weights is None else by_weights(self.state, self.weights)
+
+    @property
+    def by_knee(self) -> bool:
+        """Whether the knee is what is recommended."""
+        return self.weights is None and undecided(self.state)
 
     @cached_property
     def runner_up(self) -> int | None:
         """The next best after the recommended one by what recommended it, or None; a knee has no second."""
-        if self.recommended is None or by_knee(self.state):
+        if self.recommended is None or self.by_knee:
             return None
+        if self.weights is not None and undecided(self.state):
+            return by_weights(self.state, self.weights, place=1)
         violations = self.state.violations.copy()
         violations[self.recommended] = np.inf
         return picking.best_under_budget(self.state.losses, violations, self.primary)
@@ -294,22 +311,43 @@ def primary_objective(state: SearchState) -> int:
     return free[0] if free else 0
 
 
-def by_knee(state: SearchState) -> bool:
-    """Whether the front's knee is recommended: there are several objectives and no budget says which of them counts."""
+def undecided(state: SearchState) -> bool:
+    """Whether there are several objectives and no budget that says which of them is left to improve."""
     return not state.constraints and len(state.objectives) > 1
 
 
-def recommend(state: SearchState) -> int | None:
+def by_weights(state: SearchState, weights: Sequence[float], place: int = 0) -> int | None:
+    """Archive index of the front's best (place 0), second best (1), ... by importances of the objectives.
+
+    Args:
+        state: The search.
+        weights: `m` numbers above 0.
+        place: Which one.
+
+    Returns:
+        None where the front has none of that place.
+    """
+    front = state.front_indices
+    if place >= len(front):
+        return None
+    values = picking.asf_values(state.losses[front], weights)
+    return int(front[np.argsort(values, kind="stable")[place]])
+
+
+def recommend(state: SearchState, weights: Sequence[float] | None = None) -> int | None:
     """Archive index of the architecture to take.
 
     With budgets, or with one objective: the best feasible one in the primary objective. Without any budget and
-    with several objectives: the front's knee, since the best in one objective alone ignores the others.
+    with several objectives: the front's best by `weights`, where there are some, else its knee, since the best in one
+    objective alone ignores the others.
 
     Returns:
         None where nothing is feasible.
     """
     front = state.front_indices
-    if len(front) and by_knee(state):
+    if len(front) and undecided(state):
+        if weights is not None:
+            return by_weights(state, weights)
         return int(front[picking.knee(state.losses[front])])
     return picking.best_under_budget(state.losses, state.violations, primary_objective(state))
 
