@@ -372,9 +372,9 @@ def test_nothing_feasible_says_so_and_shows_the_nearest() -> None:
     shown = text(report.full(view))
     assert "Nothing feasible" in shown
     assert "≈" in shown
-    assert f", {least / 0.01:.1f} times the budget (" in " ".join(report.sentences(view))
+    assert f"; {least / 0.01:.1f} times the budget (" in " ".join(report.sentences(view))
     near = view_of(search(bound=0.9 * least))
-    assert f", {100 * (1 / 0.9 - 1):.1f} % beyond (" in " ".join(report.sentences(near))
+    assert f"; {100 * (1 / 0.9 - 1):.1f} % beyond (" in " ".join(report.sentences(near))
     assert "Nothing feasible" in report.html(view)
 
 
@@ -396,7 +396,7 @@ def test_several_devices_are_named_with_each_number() -> None:
     assert "It uses 80.0 % of the latency on b budget (8.000 ms)" in met
     missed = told(2.0, 2.0)
     assert "latency on a 3.000 ms, latency on b 8.000 ms" in missed
-    assert "latency on a 50.0 % beyond, latency on b 4.0 times the budget (" in missed
+    assert "; latency on a 50.0 % beyond, latency on b 4.0 times the budget (" in missed
 
 
 def test_the_second_figure_of_time_has_a_name() -> None:

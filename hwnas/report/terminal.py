@@ -180,7 +180,7 @@ def _nothing_feasible(view: RunView, budgets: str) -> list[str]:
         return [f"Nothing feasible: none of {view.n} evaluated architectures has all its numbers."]
     return [
         f"Nothing feasible: none of {view.n} evaluated architectures meets {budgets}.",
-        f"Nearest: {_values(view, view.nearest)}, {_excess(view, view.nearest)} "
+        f"Nearest: {_values(view, view.nearest)}; {_excess(view, view.nearest)} "
         f"({view.texts[view.nearest]}, query {view.nearest + 1}).",
         "Allow more queries or a larger budget.",
     ]
