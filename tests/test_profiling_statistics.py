@@ -118,7 +118,8 @@ def test_intervals_cover_what_another_session_finds(files: dict[str, Path]) -> N
 
 def test_the_spread_between_sessions_is_recovered(files: dict[str, Path]) -> None:
     assert statistics.session_sigma(*figures(files, 12, {"session": 0.03})) == pytest.approx(0.03, rel=0.25)
-    assert statistics.session_sigma(*figures(files, 4, QUIET)) < 0.005
+    # a quiet simulation repeats exactly; no calibration promises that of a machine
+    assert statistics.session_sigma(*figures(files, 4, QUIET)) == statistics.LEAST_SIGMA
 
 
 def test_several_processes_average_what_differs_between_them(files: dict[str, Path]) -> None:
@@ -272,6 +273,14 @@ def test_retests_tell_the_spread_of_one_figure() -> None:
     rng = np.random.default_rng(0)
     first, second = 0.04 * rng.standard_normal((2, 4000))
     assert statistics.retest_sigma(first, second) == pytest.approx(0.04, rel=0.1)
+
+
+def test_few_retests_claim_little() -> None:
+    """The bound from three pairs is nearly always above the truth, and so is that from many."""
+    rng = np.random.default_rng(0)
+    for pairs, share in ((3, 0.75), (24, 0.75)):
+        bounds = [statistics.retest_sigma(*0.04 * rng.standard_normal((2, pairs))) for _ in range(400)]
+        assert np.mean(np.array(bounds) > 0.04) > share
 
 
 def test_the_joint_half_width() -> None:

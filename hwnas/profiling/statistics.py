@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+LEAST_SIGMA = 0.01  # between sessions, relative: no calibration promises less
 BIMODAL = 0.1  # minimum and polished effect so far apart: two modes
 _POLISH = 10  # sweeps of the polish; it settles within a few
 _P99_SAMPLES = 662  # for a 99th percentile, by MLPerf's rule for early stopping
@@ -259,14 +260,18 @@ def retests(first: Sequence[float], second: Sequence[float], halves: Sequence[tu
 
 
 def retest_sigma(first: Floats, second: Floats) -> float:
-    """Standard deviation of one figure, relative, by what retests show: 1.4826 median |second - first| / sqrt(2).
+    """Standard deviation of one figure, relative, by what retests show: an upper 90 % bound for
+    1.4826 median |second - first| / sqrt(2), as for a root mean square of so many differences (chi squared).
 
     What varies within a session is in it as well, so it is rather too wide.
 
     Args:
         first, second: Log latencies of the same networks, at least one.
     """
-    return float(1.4826 * np.median(np.abs(second - first)) / np.sqrt(2.0))
+    from scipy.stats import chi2
+
+    n = len(first)
+    return float(1.4826 * np.median(np.abs(second - first)) / np.sqrt(2.0) * np.sqrt(n / chi2.ppf(0.1, n)))
 
 
 def session_sigma(sessions: Floats, halves: Floats) -> float:
@@ -275,7 +280,8 @@ def session_sigma(sessions: Floats, halves: Floats) -> float:
     The variance between sessions less what the intervals within a session explain, pooled over networks:
     sigma^2 = mean_a [ var_s(value) - mean_s (half / 1.96)^2 ], but at least its own standard error where there is no
     difference between sessions, w^2 sqrt(2 / ((s - 1) n)) with w^2 the mean variance within: less than that cannot be
-    told from nothing, and a calibration in a hurry must not promise figures that repeat exactly.
+    told from nothing. And at least `LEAST_SIGMA`: sessions of a calibration follow each other within seconds, and a
+    machine that repeats itself for a minute does not do so for a day.
 
     Args:
         sessions: `s x n`, log latencies; s >= 2.
@@ -284,4 +290,4 @@ def session_sigma(sessions: Floats, halves: Floats) -> float:
     between = sessions.var(axis=0, ddof=1)
     within = np.mean((halves / 1.96) ** 2, axis=0)
     resolved = np.mean(within) * np.sqrt(2 / ((len(sessions) - 1) * sessions.shape[1]))
-    return float(np.sqrt(max(resolved, np.mean(between - within))))
+    return max(LEAST_SIGMA, float(np.sqrt(max(resolved, np.mean(between - within)))))
