@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hwnas.core.measurement import Status
 from hwnas.profiling import bench as benches
 from hwnas.profiling.backend import Failure, SessionConfig
 from hwnas.profiling.bench import Bench, Candidate
+from hwnas.profiling.energy import Energy
 from hwnas.profiling.protocol import Protocol
 from hwnas.profiling.record import Record
 from hwnas.profiling.transport import LocalTransport
@@ -148,23 +150,61 @@ def test_a_batch_of_failures_does_not_spoil_the_next(files: dict[str, Path]) -> 
     ]
 
 
-def test_memory_and_energy_of_a_worker_that_dies_are_none_with_the_reason(files: dict[str, Path]) -> None:
+@pytest.mark.parametrize("op", ["memory", "energy"])
+def test_a_worker_that_dies_at_memory_or_energy_costs_those_of_one_network(files: dict[str, Path], op: str) -> None:
     class Forgetful(DirectTransport):
+        def call(self, request: Any, *, timeout: float) -> dict[str, Any]:
+            if request["op"] == op and request["id"] == "net-01":
+                self.close()
+                raise benches.WorkerDied("was ended by SIGSEGV")
+            reply = super().call({**request, "op": "memory"} if request["op"] == "energy" else request, timeout=timeout)
+            return {**reply, "energy": Energy(1.0, 3.0, 2.0, (0.9, 1.1), "a meter").to_json()}
+
+    transport = Forgetful()
+    config = SessionConfig("fake", options=options({}))
+    protocol = replace(BRIEF, batch=4)
+    with closing(
+        Bench(
+            transport, config, protocol, references=references(files), memory=True, energy=True, clock=transport.clock
+        )
+    ) as bench:
+        records = {record.subject.id: record for record in bench.measure(candidates(files, 6))}
+    assert all(record.status.has_value for record in records.values())
+    reasons = {}
+    for name, record in records.items():
+        assert record.memory is not None
+        assert record.energy is not None
+        reasons[name] = record.memory.source.get("reason", "") if op == "memory" else record.energy.reason
+        assert (record.energy.energy_mj == 1.0) is (op == "memory" or name != "net-01")
+    assert [name for name, reason in reasons.items() if "SIGSEGV" in reason] == ["net-01"]
+    assert not any("not loaded" in reason for reason in reasons.values())
+    assert transport.sessions == 2
+
+
+def test_a_worker_that_does_not_come_back_is_the_reason(files: dict[str, Path]) -> None:
+    class Gone(DirectTransport):
+        gone = False
+
+        def start(self) -> None:
+            if self.gone:
+                raise benches.WorkerDied("cannot be started")
+            super().start()
+
         def call(self, request: Any, *, timeout: float) -> dict[str, Any]:
             if request["op"] == "memory":
                 self.close()
+                self.gone = True
                 raise benches.WorkerDied("was ended by SIGSEGV")
             return super().call(request, timeout=timeout)
 
-    transport = Forgetful()
+    transport = Gone()
     config = SessionConfig("fake", options=options({}))
     with closing(
         Bench(transport, config, BRIEF, references=references(files), memory=True, clock=transport.clock)
     ) as bench:
         records = list(bench.measure(candidates(files, 3)))
-    assert all(record.status.has_value for record in records)
-    assert all(record.memory is not None and record.memory.weights is None for record in records)
-    assert "SIGSEGV" in records[0].memory.source["reason"]
+    assert all(record.latency is not None and record.memory is not None for record in records)
+    assert ["cannot be started" in str(record.memory) for record in records] == [False, True, True]
 
 
 def test_a_runtime_that_is_not_here_is_said_at_once() -> None:

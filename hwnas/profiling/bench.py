@@ -534,36 +534,45 @@ class Bench:
             message,
             latency,
             sampling,
-            self._asked_memory(name),
-            self._asked_energy(name),
+            self._asked_memory(candidate),
+            self._asked_energy(candidate),
             {"before": sessions[0].before, "after": last.after, "references": self.levels},
             _flags(minimum, polished, level, samples, loaded, last),
             faults.retries.get(name, 0),
         )
 
-    def _asked_memory(self, name: str) -> MemoryInfo | None:
+    def _asked_memory(self, candidate: Candidate) -> MemoryInfo | None:
         if not self._memory:
             return None
-        try:
-            return MemoryInfo.from_json(self._call({"op": "memory", "id": name}, _LOAD_S)["memory"])
-        except Failure as failure:
-            return MemoryInfo(source={"reason": failure.message})
-        except (WorkerDied, WorkerTimeout) as fault:
-            self._start()
-            return MemoryInfo(source={"reason": str(fault)})
+        told, reason = self._asked(candidate, {"op": "memory"}, _LOAD_S)
+        return MemoryInfo(source={"reason": reason}) if told is None else MemoryInfo.from_json(told["memory"])
 
-    def _asked_energy(self, name: str) -> Energy | None:
+    def _asked_energy(self, candidate: Candidate) -> Energy | None:
         if not self._energy:
             return None
-        request = {"op": "energy", "id": name, "window_s": _WINDOW_S, "windows": _WINDOWS}
+        request = {"op": "energy", "window_s": _WINDOW_S, "windows": _WINDOWS}
+        told, reason = self._asked(candidate, request, _LOAD_S + 4 * _WINDOW_S * _WINDOWS)
+        if told is None:
+            return Energy(reason=reason)
+        energy = told["energy"]
+        return Energy(**{**energy, "ci": None if energy["ci"] is None else tuple(energy["ci"])})
+
+    def _asked(self, candidate: Candidate, request: Message, timeout: float) -> tuple[dict[str, Any] | None, str]:
+        """What the worker says of a measured network, or why it does not. A worker that ended at an earlier network is
+        started again with this one in it: the reason is that network's alone."""
+        name = candidate.id
         try:
-            told = self._call(request, _LOAD_S + 4 * _WINDOW_S * _WINDOWS)["energy"]
+            if not self._alive:
+                self._start()
+            if name not in self._loaded:
+                self._load_one(name, candidate.path)
+                self._warm(name)
+            return self._call({**request, "id": name}, timeout), ""
         except Failure as failure:
-            return Energy(reason=failure.message)
+            return None, failure.message
         except (WorkerDied, WorkerTimeout) as fault:
-            self._start()
-            return Energy(reason=str(fault))
-        return Energy(**{**told, "ci": None if told["ci"] is None else tuple(told["ci"])})
+            self._alive, self._loaded = False, {}
+            return None, str(fault)
 
 
 @dataclass
