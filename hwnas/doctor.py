@@ -260,10 +260,12 @@ def _machine() -> Iterator[Finding]:
     yield Finding("machine", "now", NOTE if busy else OK, ", ".join(load) or "unknown", fix)
     gpu = host.nvidia_gpu()
     yield Finding("machine", "NVIDIA GPU", OK if gpu else MISSING, ", ".join(gpu.values()) if gpu else "none found")
-    meter, reason = find_meter()
-    if meter is not None:
-        meter.close()
-    yield Finding("machine", "energy meter", OK if meter else MISSING, meter.source if meter else reason)
+    for part, runtime in (("CPU", "ort-cpu"), ("GPU", "ort-cuda")):
+        meter, reason = find_meter(runtime)
+        if meter is not None:
+            meter.close()
+        found = OK if meter else MISSING
+        yield Finding("machine", f"energy meter, {part}", found, meter.source if meter else reason)
 
 
 def _locks() -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from hwnas.core.metrics import METRICS
 from hwnas.devices import availability, list_devices
 from hwnas.evaluators.surrogate import SurrogateEvaluator
 from hwnas.evaluators.table import TableEvaluator
-from hwnas.profiling.energy import find_meter
+from hwnas.profiling.energy import why_no_meter
 from hwnas.profiling.probing import probe_devices
 from hwnas.tables import catalogue
 from hwnas.tables import fetch as published
@@ -47,10 +47,7 @@ def devices(tables_path: Path | None = None) -> list[dict[str, Any]]:
     known = list_devices()
     # those on this machine are really asked; a host that is switched off must not hold up a list
     probed = probe_devices([device for device in known if device.host == "local" and availability(device)[0]])
-    meter, _ = find_meter()
-    metered = meter is not None
-    if meter is not None:
-        meter.close()
+    metered = {runtime for runtime in {seen.runtime for seen in probed.values()} if not why_no_meter(runtime)}
     for device in known:
         sources = {}
         for metric in _METRICS:
@@ -63,7 +60,11 @@ def devices(tables_path: Path | None = None) -> list[dict[str, Any]]:
         if seen is not None and seen.reason:
             available, reason = False, seen.reason
         if not sources and available:
-            told = [m for m in device.metrics if m != "energy_mj" or device.host != "local" or metered]
+            told = [
+                m
+                for m in device.metrics
+                if m != "energy_mj" or device.host != "local" or (seen and seen.runtime in metered)
+            ]
             sources = dict.fromkeys(told, "profile" if device.host == "profile" else "measured")
         rows.append(
             {

@@ -20,6 +20,7 @@ from hwnas.profiling import energy, host
 from hwnas.profiling.backend import Failure, Sample, SessionConfig
 from hwnas.profiling.transport import LocalTransport, ProcessTransport, SshTransport
 from hwnas.profiling.wire import RS, WorkerDied, WorkerTimeout, frame, unframe
+from hwnas.profiling.worker import dispatch
 from hwnas.profiling.worker.clock import sample
 from hwnas.profiling.worker.dispatch import Dispatcher, explain
 from hwnas.profiling.worker.inputs import make_inputs
@@ -432,8 +433,33 @@ def test_no_more_than_idling_is_no_energy_with_the_reason() -> None:
     device = Sparing()
     told = measured(device)
     assert told.energy_mj is None
-    assert "no more power" in told.reason
+    assert "does not surely show more power" in told.reason
     assert device.closed
+
+
+@pytest.mark.parametrize(("swing", "sure"), [(0.0001, True), (0.02, False)])
+def test_an_interval_that_holds_zero_is_no_energy_with_the_reason(swing: float, sure: bool) -> None:
+    """Idling that swings by more than what running adds."""
+
+    class Swinging(Ticks):
+        windows = 0
+
+        def sleep(self, seconds: float) -> None:
+            self.windows += 1
+            self.now, self.joules = self.now + seconds, self.joules + (5.0 + 100 * swing * self.windows) * seconds
+
+        def run(self, n: int = 1) -> None:
+            self.now, self.joules = self.now + 0.01 * n, self.joules + 0.08 * n
+
+    told = measured(Swinging())
+    if sure:
+        assert told.energy_mj is not None
+        assert told.ci is not None
+        assert told.ci[0] > 0
+    else:
+        assert (told.energy_mj, told.ci) == (None, None)
+        assert "±" in told.reason
+        assert told.power_w == pytest.approx(8.0)
 
 
 def test_without_a_meter_there_is_no_energy_but_a_reason() -> None:
@@ -491,16 +517,19 @@ def test_the_rails_of_a_jetson(tmp_path: Path) -> None:
         "in2_label": "VDD_SOC",
     }.items():
         (monitor / name).write_text(f"{text}\n")
-    meter, reason = energy._jetson(tmp_path)
+    device = Ticks()
+    meter, reason = energy._jetson(tmp_path, clock=lambda: device.now)
     assert meter is not None, reason
     try:
-        before, start = meter.joules(), time.perf_counter()
-        time.sleep(0.05)
-        power = (meter.joules() - before) / (time.perf_counter() - start)
+        assert meter.joules() == 0.0
+        device.sleep(0.5)
+        assert meter.joules() == pytest.approx(10.0 * 0.5)
+        (monitor / "curr1_input").write_text("4000\n")
+        device.sleep(0.25)
+        assert meter.joules() == pytest.approx(10.0 * 0.5 + 20.0 * 0.25)
     finally:
         meter.close()
-    assert power == pytest.approx(10.0, rel=0.3)
-    assert "VDD_IN" in meter.source
+    assert "the whole board's input rail VDD_IN" in meter.source
 
 
 def nvml(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[str]:
@@ -518,7 +547,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[str]:
 
 def test_the_counter_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     said = nvml(monkeypatch)
-    meter, reason = energy.find_meter()
+    meter, reason = energy.find_meter("ort-cuda")
     assert meter is not None, reason
     assert meter.joules() == 12.5
     meter.close()
@@ -538,3 +567,49 @@ def test_a_gpu_without_a_counter_is_a_reason(monkeypatch: pytest.MonkeyPatch) ->
     assert "NVMLError_NotSupported" in reason
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert "pip install 'hwnas[gpu]'" in energy._nvml()[1]
+
+
+@pytest.mark.parametrize(
+    ("runtime", "there", "source"),
+    [
+        ("ort-cpu", ("nvml", "rapl", "jetson"), "rapl"),
+        ("openvino", ("nvml", "jetson"), "jetson"),
+        ("torch-cpu", ("nvml",), None),
+        ("ort-cuda", ("rapl",), None),
+        ("ort-trt", ("rapl", "jetson"), "jetson"),
+        ("tensorrt", ("nvml", "rapl", "jetson"), "nvml"),
+        ("torch-cuda", ("nvml", "jetson"), "nvml"),
+        ("ort:DmlExecutionProvider", ("nvml", "rapl", "jetson"), None),
+    ],
+)
+def test_a_meter_is_of_what_the_runtime_works_on(
+    runtime: str, there: tuple[str, ...], source: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+    for name in ("nvml", "rapl", "jetson"):
+        meter = energy.Meter(name, lambda: 0.0, lambda name=name: closed.append(name)) if name in there else None
+        monkeypatch.setattr(energy, f"_{name}", lambda meter=meter, name=name: (meter, "" if meter else f"no {name}"))
+    meter, reason = energy.find_meter(runtime)
+    assert (None if meter is None else meter.source) == source
+    assert bool(reason) == bool(energy.why_no_meter(runtime)) == (source is None)
+    if source is None:
+        assert all(name not in reason for name in there)
+    else:
+        assert closed == [source]
+
+
+def test_a_worker_asks_the_meter_of_the_runtime_that_a_network_was_loaded_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def find(runtime: str) -> tuple[None, str]:
+        asked.append(runtime)
+        return None, "none here"
+
+    monkeypatch.setattr(dispatch, "find_meter", find)
+    runtime: Any = SimpleNamespace(load=lambda path, config: Steps([1.0]))
+    worker = Dispatcher(lambda name: runtime, emit=lambda message: None)
+    for name in ("torch-cpu", "ort-cuda"):
+        worker.handle({"op": "load", "id": name, "path": "x", "config": {"runtime": name}})
+    told = worker.handle({"op": "energy", "id": "torch-cpu", "window_s": 2, "windows": 3})
+    assert told["energy"]["reason"] == "none here"
+    assert asked == ["torch-cpu"]

@@ -17,7 +17,7 @@ from hwnas.core.protocols import SearchSpace
 from hwnas.errors import ExportFailed, HwnasError
 from hwnas.onnx_facts import model_facts
 from hwnas.profiling.bench import Candidate, OnProgress
-from hwnas.profiling.energy import find_meter
+from hwnas.profiling.energy import why_no_meter
 from hwnas.profiling.profiler import Profiler
 from hwnas.profiling.protocol import Protocol, protocol
 from hwnas.profiling.record import Record, tells_cpu_time
@@ -211,8 +211,5 @@ def _failure(architecture: Architecture, metric: str, context: Context, status: 
 def _energy_reason(profiler: Profiler) -> str:
     if profiler.device.host != "local":
         return ""  # only the worker there knows; a device without a meter gives rows with the reason
-    meter, reason = find_meter()
-    if meter is None:
-        return f"no energy meter here: {reason}"
-    meter.close()
-    return ""
+    reason = why_no_meter(profiler.runtime)
+    return f"no energy meter here: {reason}" if reason else ""

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 from hwnas.core.measurement import Status
 
+CPU_RUNTIMES = ("ort-cpu", "openvino", "torch-cpu")  # work on the processor, in the machine's own memory
+GPU_RUNTIMES = ("ort-cuda", "ort-trt", "torch-cuda", "tensorrt")  # work on an NVIDIA GPU
+
 
 class Failure(Exception):
     """A candidate could not be measured; becomes a row with this status and message, never a number.

@@ -3,7 +3,8 @@
 In windows of back-to-back inferences, each beside a window of idling whose power is subtracted. A machine without a
 meter (every virtual machine, most boards without a power monitor) has no energy, and the reason is said.
 
-Sources, in this order: NVIDIA's counter (NVML), the rails of a Jetson (INA3221), the processor's own counter (RAPL).
+The meter has to be of what works: for runtimes on a GPU NVIDIA's counter (NVML), for those on the processor its own
+counter (RAPL); on a Jetson, which has neither, for both the input rail of the whole board (INA3221), which says so.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from hwnas.profiling.backend import CPU_RUNTIMES, GPU_RUNTIMES
 
 _POWERCAP = Path("/sys/class/powercap")
 _HWMON = Path("/sys/class/hwmon")
@@ -33,7 +36,7 @@ class Energy:
     """Energy of one inference.
 
     Attributes:
-        energy_mj: Above idling, mJ; None where there is no meter.
+        energy_mj: Above idling, mJ; None where there is no meter, or where it does not tell running from idling.
         power_w: Mean power while running, W.
         idle_w: Mean power while idling, W.
         ci: 95 % interval of `energy_mj` over windows.
@@ -72,7 +75,7 @@ def measure_energy(
     *,
     window_s: float,
     windows: int,
-    find: Callable[[], tuple[Meter | None, str]] | None = None,
+    find: Callable[[], tuple[Meter | None, str]],
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Energy:
@@ -82,11 +85,11 @@ def measure_energy(
         model: What to run, back to back.
         window_s: Length of a window, s; counters that are updated every 20 to 100 ms want 2 s.
         windows: How many, at least 2, each with a window of idling before it.
-        find: The meter to use, and if there is none why; default: what this machine has.
+        find: The meter to use, and if there is none why; see `find_meter`.
         clock: Monotonic seconds.
         sleep: Idles.
     """
-    meter, reason = (find or find_meter)()
+    meter, reason = find()
     if meter is None:
         return Energy(reason=reason)
     try:
@@ -105,21 +108,38 @@ def measure_energy(
     finally:
         meter.close()
     mean = statistics.mean(per_run)
-    if mean <= 0:
-        return Energy(reason=f"{meter.source} shows no more power while running than while idling", source=meter.source)
     half = _T95.get(len(per_run), 1.96) * statistics.stdev(per_run) / len(per_run) ** 0.5
-    return Energy(mean, statistics.mean(busy), statistics.mean(idle), (mean - half, mean + half), meter.source)
+    power_w, idle_w = statistics.mean(busy), statistics.mean(idle)
+    if mean - half <= 0:
+        reason = f"{meter.source} does not surely show more power while running than while idling"
+        return Energy(None, power_w, idle_w, None, meter.source, f"{reason}: {mean:.3g} ± {half:.2g} mJ an inference")
+    return Energy(mean, power_w, idle_w, (mean - half, mean + half), meter.source)
 
 
-def find_meter() -> tuple[Meter | None, str]:
-    """The best meter of this machine; None with the reasons where there is none."""
+def find_meter(runtime: str) -> tuple[Meter | None, str]:
+    """The meter of what a runtime works on here; None with the reasons where there is none."""
+    finders: tuple[Callable[[], tuple[Meter | None, str]], ...]
+    if runtime in GPU_RUNTIMES:
+        finders = (_nvml, _jetson)
+    elif runtime in CPU_RUNTIMES:
+        finders = (_rapl, _jetson)
+    else:
+        return None, f"no meter is known to be of what {runtime} works on"
     reasons = []
-    for finder in (_nvml, _jetson, _rapl):
+    for finder in finders:
         meter, reason = finder()
         if meter is not None:
             return meter, ""
         reasons.append(reason)
     return None, "; ".join(reasons)
+
+
+def why_no_meter(runtime: str) -> str:
+    """Why there is no meter of what a runtime works on; "" if there is one."""
+    meter, reason = find_meter(runtime)
+    if meter is not None:
+        meter.close()
+    return reason
 
 
 def _nvml() -> tuple[Meter | None, str]:
@@ -166,7 +186,7 @@ def _rapl(root: Path = _POWERCAP) -> tuple[Meter | None, str]:
     return Meter("RAPL counter of the processor package", joules), ""
 
 
-def _jetson(root: Path = _HWMON) -> tuple[Meter | None, str]:
+def _jetson(root: Path = _HWMON, clock: Callable[[], float] = time.perf_counter) -> tuple[Meter | None, str]:
     """Power of a Jetson's input rail, summed up by a thread: voltage times current, every 20 ms."""
     for monitor in sorted(root.glob("*")):
         rails = {path.read_text().strip(): path.name[2:-6] for path in sorted(monitor.glob("in*_label"))}
@@ -177,12 +197,12 @@ def _jetson(root: Path = _HWMON) -> tuple[Meter | None, str]:
     else:
         return None, "Jetson rails: no INA3221 monitor"
     total, done, lock = 0.0, threading.Event(), threading.Lock()
-    then = time.perf_counter()
+    then = clock()
 
     def add() -> float:
         nonlocal total, then
         with lock:
-            now = time.perf_counter()
+            now = clock()
             total += int(volts.read_text()) * int(amperes.read_text()) / 1e6 * (now - then)
             then = now
             return total
@@ -198,4 +218,4 @@ def _jetson(root: Path = _HWMON) -> tuple[Meter | None, str]:
         done.set()
         thread.join()
 
-    return Meter(f"INA3221 monitor of the rail {name}", add, close), ""
+    return Meter(f"INA3221 monitor of the whole board's input rail {name}", add, close), ""

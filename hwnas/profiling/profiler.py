@@ -24,7 +24,7 @@ from hwnas.devices import lacks
 from hwnas.errors import DataError, DeviceBusy, DeviceUnavailable
 from hwnas.locking import ExclusiveLock, Held
 from hwnas.profiling import statistics
-from hwnas.profiling.backend import DeviceInfo, Failure, SessionConfig
+from hwnas.profiling.backend import CPU_RUNTIMES, DeviceInfo, Failure, SessionConfig
 from hwnas.profiling.bench import DEFAULT_SIGMA, Bench, Candidate, OnProgress
 from hwnas.profiling.cache import ResultCache, result_key
 from hwnas.profiling.host import fingerprint
@@ -34,7 +34,6 @@ from hwnas.profiling.references import write_references
 from hwnas.profiling.transport import LocalTransport, SshTransport
 from hwnas.profiling.wire import Transport, WorkerDied, WorkerTimeout
 
-_IN_MEMORY = ("ort-cpu", "openvino", "torch-cpu")  # runtimes whose networks live in the machine's own memory
 _LIBRARIES_MIB = 4096  # mapped, not used
 _KEPT_FAILURES = ("unsupported_op", "invalid_model", "ep_fallback")  # would fail the same way tomorrow
 
@@ -398,7 +397,7 @@ def write_calibration(
 def _memory_limit(device: Device, runtime: str) -> float | None:
     """Address space for a worker here, MiB: a network that cannot fit shall fail, and not drive the machine out of
     memory. GPU drivers reserve far more than they use, so their workers have no limit."""
-    if device.host != "local" or runtime not in _IN_MEMORY or sys.platform != "linux":
+    if device.host != "local" or runtime not in CPU_RUNTIMES or sys.platform != "linux":
         return None
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20 + _LIBRARIES_MIB
 

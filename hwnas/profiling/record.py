@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hwnas import atomic
 from hwnas.core.measurement import Status
-from hwnas.profiling.backend import MemoryInfo
+from hwnas.profiling.backend import GPU_RUNTIMES, MemoryInfo
 from hwnas.profiling.energy import Energy
 from hwnas.profiling.statistics import Spread
 
@@ -25,13 +25,10 @@ VERSION = 1
 ESTIMATOR = "geometric mean of the minimum and the polished effect at the minima's level"
 
 
-_GPU_RUNTIMES = ("ort-cuda", "ort-trt", "torch-cuda", "tensorrt")
-
-
 def tells_cpu_time(runtime: str, threads: int) -> bool:
     """Whether CPU time is that of the inference: not where a GPU works, nor where other threads than the timed one do,
     unless the whole process is timed."""
-    return runtime not in _GPU_RUNTIMES and (threads == 1 or runtime == "openvino")
+    return runtime not in GPU_RUNTIMES and (threads == 1 or runtime == "openvino")
 
 
 @dataclass(frozen=True)

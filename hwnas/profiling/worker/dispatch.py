@@ -13,7 +13,7 @@ import numpy as np
 from hwnas.core.measurement import Status
 from hwnas.profiling import host
 from hwnas.profiling.backend import Backend, Failure, LoadedModel, Sample, SessionConfig
-from hwnas.profiling.energy import measure_energy
+from hwnas.profiling.energy import find_meter, measure_energy
 from hwnas.profiling.wire import Message
 
 _BLOCK = 5  # runs whose median is compared with that of the next block while warming up
@@ -67,6 +67,7 @@ class Dispatcher:
         self._emit = emit
         self._clock = clock
         self._models: dict[str, LoadedModel] = {}
+        self._runtimes: dict[str, str] = {}
 
     def handle(self, request: Message) -> dict[str, Any]:
         """The reply to a request; never raises for what a candidate or runtime does."""
@@ -100,7 +101,7 @@ class Dispatcher:
         except BaseException:
             model.close()
             raise
-        self._models[name] = model
+        self._models[name], self._runtimes[name] = model, config.runtime
         return {
             "providers": list(model.providers),
             "build_s": model.build_s,
@@ -144,8 +145,10 @@ class Dispatcher:
         return {"memory": self._model(request["id"]).memory().to_json()}
 
     def _energy(self, request: Message) -> Mapping[str, Any]:
-        model = self._model(request["id"])
-        told = measure_energy(model, window_s=request["window_s"], windows=request["windows"])
+        model, runtime = self._model(request["id"]), self._runtimes[request["id"]]
+        told = measure_energy(
+            model, window_s=request["window_s"], windows=request["windows"], find=lambda: find_meter(runtime)
+        )
         return {"energy": told.to_json()}
 
     def _unload(self, request: Message) -> None:
