@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,37 @@ _Dims = tuple[int | None, ...] | None
 
 # the order of their inputs changes nothing but the names; Concat's and Sub's does
 _COMMUTATIVE = frozenset({"Add", "Mul", "Sum", "Max", "Min", "Mean", "And", "Or", "Xor", "Equal"})
-_FEW = 64  # integers in a constant that may be a shape, an axis or an index, hence structure and not a weight
+_FEW = 64  # numbers in a constant that may be a shape, a scale or an index, hence structure and not a weight
+GRAPH_HASH_VERSION = 2  # changes with what `graph_hash` covers: figures that are kept under an older hash are not found
+
+# inputs by whose values the work does not change; a single number is no weight of a sum or product (1 and 0 vanish)
+_SUMS = frozenset({"Add", "Sub", "Mul", "Div"})
+_WEIGHTS = {
+    **dict.fromkeys(("Conv", "ConvTranspose", "InstanceNormalization"), (1, 2)),
+    **dict.fromkeys(("LayerNormalization", "GroupNormalization", "RMSNormalization"), (1, 2)),
+    **dict.fromkeys(("RNN", "GRU", "LSTM"), (1, 2, 3)),
+    **dict.fromkeys(("MatMul", *_SUMS), (0, 1)),
+    "BatchNormalization": (1, 2, 3, 4),
+    "Gemm": (0, 1, 2),
+    "PRelu": (1,),
+}
+# the same values in another form
+_FORMS = frozenset({"Identity", "Cast", "Transpose"})
+# inputs by whose values shapes, or how often something runs, change
+_SHAPING = {
+    **dict.fromkeys(("Slice", "Resize", "NonMaxSuppression", "STFT"), (1, 2, 3, 4)),
+    **dict.fromkeys(("Range", "MelWeightMatrix", "Unique", "Compress"), (0, 1, 2, 3, 4)),
+    **dict.fromkeys(
+        ("ConstantOfShape", "NonZero", "HannWindow", "HammingWindow", "BlackmanWindow", "StringSplit"), (0,)
+    ),
+    **dict.fromkeys(("Reshape", "Upsample", "Expand", "Tile", "TopK", "Split", "SplitToSequence", "Squeeze"), (1,)),
+    **dict.fromkeys(("Unsqueeze", "OneHot", "CenterCropPad", "AffineGrid", "SequenceAt", "SequenceErase"), (1,)),
+    **dict.fromkeys(("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2"), (1,)),
+    **dict.fromkeys(("ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare"), (1,)),
+    **dict.fromkeys(("DFT", "Col2Im"), (1, 2)),
+    "Pad": (1, 3),
+    "MaxUnpool": (1, 2),
+}
 
 
 @dataclass(frozen=True)
@@ -85,6 +115,13 @@ def read_model(path: Path, *, weights: bool = False) -> onnx.ModelProto:
                     f"{path}: the weights of {tensor.name!r} lie in {named!r}, which is not beside it; "
                     "copy that file, too"
                 )
+            if not weights and _size(tensor) <= _FEW:  # it may be a shape; it still counts as external
+                try:
+                    onnx.external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+                except Exception as error:  # a file that is too short, a path that leads elsewhere
+                    raise InvalidModel(
+                        f"{path}: {tensor.name!r} cannot be read from {named!r}: {_first_line(error)}"
+                    ) from error
     return onnx.load(path) if weights else model
 
 
@@ -150,34 +187,31 @@ def set_shapes(model: onnx.ModelProto, shapes: Shapes, name: str = "the model") 
 def graph_hash(model: onnx.ModelProto) -> str:
     """64 hexadecimal digits for the structure of a model, without the values of its weights.
 
-    Names, the order of nodes and the order of a sum's terms do not matter; operators, attributes, shapes and integer
-    constants do. Every node is hashed with all that it is computed from, then once more with what is computed from it
-    next, so that one node that is used twice differs from two equal ones.
+    Names, the order of nodes and the order of a sum's terms do not matter; operators with their attributes, bodies and
+    functions, opsets, element types, shapes of inputs and declared shapes of outputs do. Every node is hashed with all
+    that it is computed from, then once more with what is computed from it next, so that one node that is used twice
+    differs from two equal ones.
+
+    A constant of up to 64 numbers counts with its values, whatever its type, except floating-point ones that are known
+    to be weights: used only as a kernel, matrix, bias or norm (the terms and factors of a sum or product included, if
+    they have more than one number), by operators from which nothing leads to an input that shapes the computation
+    (scales of a Resize, shape of a Reshape, ...). Where that is not known, as for bodies of If and Loop, functions and
+    operators of other domains, values count: a network may be told from its equal, but never taken for another one.
+
+    Raises:
+        InvalidModel: The content of a constant does not fit its type and shape.
     """
-    values: dict[str, str] = {"": "nothing"}
-    for i, (name, shape) in enumerate(input_shapes(model).items()):
-        values[name] = _digest("input", str(i), str(shape))
-    for tensor in model.graph.initializer:
-        values[tensor.name] = _constant(tensor)
-    nodes = _live(model)
-    consumers: dict[str, list[str]] = defaultdict(list)
-    hashes = []
-    for node in nodes:
-        given = [values.get(name, "outer") for name in node.input]
-        if node.op_type in _COMMUTATIVE:
-            given.sort()
-        told = _digest(node.domain, node.op_type, *given, *sorted(map(_attribute, node.attribute)))
-        hashes.append(told)
-        for i, name in enumerate(node.output):
-            values[name] = _digest(told, str(i))
-        for name in node.input:
-            consumers[name].append(told)
-    used = [
-        _digest(told, *sorted(user for name in node.output for user in consumers[name]))
-        for node, told in zip(nodes, hashes, strict=True)
+    scope = _Scope({(f.domain, f.name, f.overload): f for f in model.functions})
+    graph = model.graph
+    inputs = [
+        (value.name, str(value.type.tensor_type.elem_type), str(_dimensions(value)))
+        for value in graph.input
+        if value.name not in {tensor.name for tensor in graph.initializer}
     ]
-    outputs = [values.get(value.name, "outer") for value in model.graph.output]
-    return _digest(*sorted(used), "outputs", *outputs)
+    values = {name: _digest("input", str(i), *told) for i, (name, *told) in enumerate(inputs)}
+    body = scope.digest(graph.node, graph.initializer, [v.name for v in graph.output], values, inner=False)
+    outputs = [f"{value.type.tensor_type.elem_type}{_declared(value)}" for value in graph.output]
+    return _digest(body, "opsets", *_opsets(model.opset_import), "outputs", *outputs)
 
 
 def count_params(model: onnx.ModelProto) -> int:
@@ -223,14 +257,97 @@ def _product_macs(node: onnx.NodeProto, left: tuple[int, ...], right: tuple[int,
     return math.prod(out) * left[-1]
 
 
-def _live(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+@dataclass
+class _Scope:
+    """What the graphs of one model share.
+
+    Attributes:
+        functions: By domain, name and overload.
+        known: Digests of those that were hashed.
+    """
+
+    functions: Mapping[tuple[str, str, str], onnx.FunctionProto]
+    known: dict[tuple[str, str, str], str] = field(default_factory=dict)
+
+    def digest(
+        self,
+        nodes: Iterable[onnx.NodeProto],
+        constants: Iterable[onnx.TensorProto],
+        outputs: Sequence[str],
+        outer: Mapping[str, str],
+        *,
+        inner: bool,
+    ) -> str:
+        """Digest of nodes.
+
+        Args:
+            nodes: In any order.
+            constants: Initializers beside them.
+            outputs: Names of what they are for.
+            outer: Digests of what they may use, inputs included, by name.
+            inner: Whether they are a body or a function: what becomes of their outputs is not known.
+        """
+        values = {"": "nothing", **outer}
+        live = _live(nodes, outputs)
+        telling = _telling(live, outputs, inner)
+        for tensor in constants:
+            values[tensor.name] = _constant(tensor, telling.get(tensor.name, 0))
+        consumers: dict[str, list[str]] = defaultdict(list)
+        hashes = []
+        for node in live:
+            given = [values.get(name, "outer") for name in node.input]
+            if node.op_type in _COMMUTATIVE:
+                given.sort()
+            least = telling.get(node.output[0], 0) if node.op_type == "Constant" else _FEW
+            attributes = sorted(self._attribute(attribute, values, least) for attribute in node.attribute)
+            told = _digest(*self._operator(node), *given, "attributes", *attributes)
+            hashes.append(told)
+            for i, name in enumerate(node.output):
+                values[name] = _digest(told, str(i))
+            for name in _needs(node):
+                consumers[name].append(told)
+        used = [
+            _digest(told, *sorted(user for name in node.output for user in consumers[name]))
+            for node, told in zip(live, hashes, strict=True)
+        ]
+        return _digest(*sorted(used), "outputs", *(values.get(name, "outer") for name in outputs))
+
+    def _operator(self, node: onnx.NodeProto) -> tuple[str, ...]:
+        key = (node.domain, node.op_type, node.overload)
+        function = self.functions.get(key)
+        if function is None:
+            return key
+        if key not in self.known:
+            self.known[key] = "recursive"  # not allowed in ONNX; the content of a file may be anything
+            inputs = {name: _digest("argument", str(i)) for i, name in enumerate(function.input)}
+            body = self.digest(function.node, (), function.output, inputs, inner=True)
+            defaults = sorted(self._attribute(attribute, {}, _FEW) for attribute in function.attribute_proto)
+            self.known[key] = _digest("function", body, *_opsets(function.opset_import), *defaults)
+        return (self.known[key],)
+
+    def _attribute(self, attribute: onnx.AttributeProto, values: Mapping[str, str], least: int) -> str:
+        if attribute.HasField("t"):
+            return f"{attribute.name}={_constant(attribute.t, least)}"
+        bodies = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
+        if bodies:
+            return _digest(attribute.name, *(self._body(body, values) for body in bodies))
+        copy = type(attribute)()
+        copy.CopyFrom(attribute)
+        copy.doc_string = ""
+        return _digest(copy.SerializeToString(deterministic=True).hex())
+
+    def _body(self, graph: onnx.GraphProto, values: Mapping[str, str]) -> str:
+        given = {value.name: _digest("argument", str(i)) for i, value in enumerate(graph.input)}
+        outputs = [value.name for value in graph.output]
+        return self.digest(graph.node, graph.initializer, outputs, {**values, **given}, inner=True)
+
+
+def _live(nodes: Iterable[onnx.NodeProto], outputs: Sequence[str]) -> list[onnx.NodeProto]:
     """Nodes that reach an output, each after those that it needs."""
-    made = {name: node for node in model.graph.node for name in node.output if name}
+    made = {name: node for node in nodes for name in node.output if name}
     order: list[onnx.NodeProto] = []
     seen: set[int] = set()
-    stack: list[tuple[onnx.NodeProto, bool]] = [
-        (made[value.name], False) for value in reversed(model.graph.output) if value.name in made
-    ]
+    stack: list[tuple[onnx.NodeProto, bool]] = [(made[name], False) for name in reversed(outputs) if name in made]
     while stack:
         node, ready = stack.pop()
         if ready:
@@ -238,26 +355,78 @@ def _live(model: onnx.ModelProto) -> list[onnx.NodeProto]:
         elif id(node) not in seen:
             seen.add(id(node))
             stack.append((node, True))
-            stack += [(made[name], False) for name in node.input if name in made]
+            stack += [(made[name], False) for name in _needs(node) if name in made]
     return order
 
 
-def _constant(tensor: onnx.TensorProto) -> str:
+def _needs(node: onnx.NodeProto) -> list[str]:
+    """Names that a node uses: its inputs, and what its bodies take from outside."""
+    names = list(node.input)
+    for body in _bodies(node):
+        own = {name for inner in body.node for name in inner.output}
+        own |= {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
+        used = [name for inner in body.node for name in _needs(inner)] + [value.name for value in body.output]
+        names += sorted({*used} - own)
+    return names
+
+
+def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    return [body for a in node.attribute for body in ([a.g] if a.HasField("g") else a.graphs)]
+
+
+def _telling(nodes: Sequence[onnx.NodeProto], outputs: Sequence[str], inner: bool) -> dict[str, int]:
+    """Up to how many numbers the values of a floating-point constant count, by its name; 0 for weights."""
+    shaping = {*outputs} if inner else set()
+    telling = dict.fromkeys(outputs, _FEW)
+    for node in reversed(nodes):
+        op, standard = node.op_type, node.domain in ("", "ai.onnx")
+        opaque = not standard or bool(_bodies(node))
+        shapes = not shaping.isdisjoint(node.output) and op not in ("Shape", "Size")
+        for slot, name in enumerate(_needs(node)):
+            if opaque or shapes or slot in _SHAPING.get(op, ()):
+                shaping.add(name)
+                count = _FEW
+            elif op in _FORMS:
+                count = max(telling.get(output, 0) for output in node.output)
+            elif slot in _WEIGHTS.get(op, ()):
+                count = 1 if op in _SUMS else 0
+            else:
+                count = _FEW
+            telling[name] = max(count, telling.get(name, 0))
+    return telling
+
+
+def _constant(tensor: onnx.TensorProto, telling: int) -> str:
+    """Digest of a constant.
+
+    Args:
+        tensor: The constant.
+        telling: Its values count up to so many numbers; those of integers always up to `_FEW`.
+    """
     import onnx
 
-    shape = str(tuple(tensor.dims))
-    if _is_float(tensor) or _size(tensor) > _FEW or tensor.data_location == onnx.TensorProto.EXTERNAL:
-        return _digest("weight", str(tensor.data_type), shape)
-    return _digest("constant", str(tensor.data_type), shape, str(onnx.numpy_helper.to_array(tensor).tolist()))
+    told = (str(tensor.data_type), str(tuple(tensor.dims)))
+    elsewhere = tensor.data_location == onnx.TensorProto.EXTERNAL
+    if _size(tensor) > (telling if _is_float(tensor) else _FEW) or (elsewhere and not tensor.HasField("raw_data")):
+        return _digest("weight", *told)
+    if elsewhere:  # its content was read from there
+        tensor = onnx.helper.make_tensor(tensor.name, tensor.data_type, tensor.dims, tensor.raw_data, raw=True)
+    try:
+        return _digest("constant", *told, str(onnx.numpy_helper.to_array(tensor).tolist()))
+    except Exception as error:  # numpy and protobuf raise what they like
+        raise InvalidModel(
+            f"the constant {tensor.name!r} is damaged: its content does not fit its type and shape "
+            f"{list(tensor.dims)} ({_first_line(error)})"
+        ) from error
 
 
-def _attribute(attribute: onnx.AttributeProto) -> str:
-    if attribute.HasField("t"):
-        return f"{attribute.name}={_constant(attribute.t)}"
-    copy = type(attribute)()
-    copy.CopyFrom(attribute)
-    copy.doc_string = ""
-    return _digest(copy.SerializeToString(deterministic=True).hex())
+def _declared(value: onnx.ValueInfoProto) -> str:
+    """Shape of an output, as far as it is declared."""
+    return str(_dimensions(value)) if value.type.tensor_type.HasField("shape") else ""
+
+
+def _opsets(imports: Iterable[onnx.OperatorSetIdProto]) -> list[str]:
+    return sorted(f"{entry.domain or 'ai.onnx'} {entry.version}" for entry in imports)
 
 
 def _is_float(tensor: onnx.TensorProto) -> bool:

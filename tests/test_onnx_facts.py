@@ -106,6 +106,157 @@ def test_a_hash_knows_what_a_runtime_would_run_differently() -> None:
     assert len({graph_hash(one) for one in (base, *others)}) == 1 + len(others)
 
 
+def image(*nodes: onnx.NodeProto, weights: dict[str, np.ndarray], **settings: object) -> onnx.ModelProto:
+    return model(*nodes, weights=weights, shape=(1, 3, 8, 8), **settings)  # type: ignore[arg-type]
+
+
+def resized(scales: list[float]) -> onnx.ModelProto:
+    return image(node("Resize", ["x", "", "s"], ["y"]), weights={"s": np.array(scales, np.float32)})
+
+
+def resized_by_a_product(factor: list[float], *, constant: bool = False) -> onnx.ModelProto:
+    """The scales are computed, by operators that have weights elsewhere."""
+    given = {"one": np.ones(4, np.float32), "s": np.array(factor, np.float32)}
+    before = [node("Constant", [], ["s"], value=numpy_helper.from_array(given.pop("s")))] if constant else []
+    return image(
+        *before, node("Mul", ["one", "s"], ["scales"]), node("Resize", ["x", "", "scales"], ["y"]), weights=given
+    )
+
+
+def branch(*nodes: onnx.NodeProto, name: str = "z") -> onnx.GraphProto:
+    return helper.make_graph(list(nodes), "branch", [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)])
+
+
+def chosen(captured: str, inner: str = "Relu") -> onnx.ModelProto:
+    """What `captured` makes is used by a branch alone."""
+    body = branch(node(inner, ["h"], ["z"]))
+    other = branch(node("Neg", ["x"], ["z"]))
+    return model(
+        node(captured, ["x"], ["h"]),
+        node("If", ["c"], ["y"], then_branch=body, else_branch=other),
+        weights={"c": np.array(True)},
+    )
+
+
+def called(op: str, *, name: str = "block", value: float = 1.0) -> onnx.ModelProto:
+    """A function of the model's own."""
+    made = model(helper.make_node(name, ["x"], ["y"], domain="own"))
+    shift = node("Constant", [], ["b"], value_float=value)
+    opset = [helper.make_opsetid("", 18)]
+    body = helper.make_function(
+        "own", name, ["a"], ["r"], [node(op, ["a"], ["h"]), shift, node("Add", "hb", "r")], opset
+    )
+    made.functions.append(body)
+    made.opset_import.append(helper.make_opsetid("own", 1))
+    return made
+
+
+def declared(shape: list[int] | None) -> onnx.ModelProto:
+    made = model(node("Relu", ["x"], ["y"]))
+    made.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, shape))
+    return made
+
+
+def of_type(kind: int) -> onnx.ModelProto:
+    made = declared([1, 4])
+    for value in (*made.graph.input, *made.graph.output):
+        value.type.tensor_type.elem_type = kind
+    return made
+
+
+def clipped(top: float) -> onnx.ModelProto:
+    return model(node("Clip", ["x", "", "t"], ["y"]), weights={"t": np.array(top, np.float32)})
+
+
+def scaled(by: list[float]) -> onnx.ModelProto:
+    return model(node("Mul", ["x", "w"], ["y"]), weights={"w": np.array(by, np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (resized([1, 1, 2, 2]), resized([1, 1, 8, 8])),
+        (resized_by_a_product([1, 1, 2, 2]), resized_by_a_product([1, 1, 8, 8])),
+        (resized_by_a_product([1, 1, 2, 2], constant=True), resized_by_a_product([1, 1, 8, 8], constant=True)),
+        (clipped(6), clipped(1)),
+        (scaled([1]), scaled([2])),  # a product with 1 is left out
+        (chosen("Relu"), chosen("Sigmoid")),
+        (chosen("Relu"), chosen("Relu", inner="Sigmoid")),
+        (called("Relu"), called("Sigmoid")),
+        (called("Relu"), called("Relu", value=2.0)),
+        (model(node("Relu", ["x"], ["y"]), opset=18), model(node("Relu", ["x"], ["y"]), opset=13)),
+        (declared([1, 4]), declared(None)),
+        (declared([1, 4]), declared([1, 5])),
+        (of_type(TensorProto.FLOAT), of_type(TensorProto.FLOAT16)),
+    ],
+    ids=[
+        "scales",
+        "computed-scales",
+        "computed-scales-of-a-node",
+        "bounds",
+        "scalar",
+        "captured",
+        "body",
+        "function",
+        "constant-of-a-function",
+        "opset",
+        "undeclared-output",
+        "declared-output",
+        "type",
+    ],
+)
+def test_what_runs_differently_has_hashes_of_its_own(one: onnx.ModelProto, other: onnx.ModelProto) -> None:
+    """Else a figure that is kept for the one would be told for the other."""
+    again = onnx.ModelProto.FromString(one.SerializeToString())
+    assert graph_hash(again) == graph_hash(one) != graph_hash(other)
+
+
+@pytest.mark.parametrize(
+    ("op", "shapes"),
+    [
+        ("Conv", [(3, 3, 1, 1), (3,)]),
+        ("ConvTranspose", [(3, 2, 1, 1), (2,)]),
+        ("BatchNormalization", [(3,)] * 4),
+        ("PRelu", [(3, 1, 1)]),
+        ("MatMul", [(8, 8)]),
+        ("Add", [(3, 1, 1)]),
+    ],
+)
+@pytest.mark.parametrize("form", ["initializer", "node", "identity"])
+def test_small_weights_are_weights(op: str, shapes: list[tuple[int, ...]], form: str) -> None:
+    def made(value: float) -> onnx.ModelProto:
+        arrays = {f"w{i}": np.full(shape, value, np.float32) for i, shape in enumerate(shapes)}
+        before = []
+        if form == "node":
+            before = [node("Constant", [], [n], value=numpy_helper.from_array(a)) for n, a in arrays.items()]
+        elif form == "identity":
+            before = [node("Identity", [f"of {name}"], [name]) for name in arrays]
+        given = {} if form == "node" else {f"of {n}" if before else n: a for n, a in arrays.items()}
+        # what is computed from weights has a shape, which they do not change
+        after = [node("Shape", ["h"], ["s"]), node("Reshape", ["h", "s"], ["y"])]
+        return image(*before, node(op, ["x", *arrays], ["h"]), *after, weights=given)
+
+    assert graph_hash(made(1.5)) == graph_hash(made(2.5))
+
+
+def test_names_of_functions_and_inside_them_do_not_matter() -> None:
+    assert graph_hash(called("Relu", name="block")) == graph_hash(called("Relu", name="another"))
+
+
+def test_small_constants_in_a_file_of_their_own_count(tmp_path: Path) -> None:
+    found = set()
+    for size in (2, 8):
+        path = tmp_path / f"{size}.onnx"
+        content = resized([1, 1, size, size])
+        found |= {graph_hash(content)}
+        onnx.save(content, path, save_as_external_data=True, location=f"{size}.data", size_threshold=0)
+        found |= {model_facts(path).graph_hash}
+    assert len(found) == 2
+    (tmp_path / "8.data").write_bytes(b"x")
+    with pytest.raises(InvalidModel, match=r"8\.onnx: "):
+        model_facts(path)
+
+
 def test_what_reaches_no_output_and_the_order_of_a_sum_change_nothing() -> None:
     base = model(node("Relu", ["x"], ["a"]), node("Add", ["a", "x"], ["y"]))
     dead = model(node("Relu", ["x"], ["a"]), node("Sigmoid", ["x"], ["nowhere"]), node("Add", ["x", "a"], ["y"]))

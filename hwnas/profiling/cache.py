@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hwnas.errors import DataError
+from hwnas.onnx_facts import GRAPH_HASH_VERSION
 from hwnas.profiling.backend import SessionConfig
 
 _SCHEMA = """
@@ -47,7 +48,7 @@ def result_key(graph_hash: str, config: SessionConfig, fingerprint: str) -> str:
         64 hexadecimal digits.
     """
     settings = {name: value for name, value in config.to_json().items() if name not in _NOT_IDENTITY}
-    told = json.dumps([graph_hash, settings, fingerprint], sort_keys=True, separators=(",", ":"))
+    told = json.dumps([GRAPH_HASH_VERSION, graph_hash, settings, fingerprint], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(told.encode()).hexdigest()
 
 
