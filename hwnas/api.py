@@ -288,8 +288,11 @@ class Run:
             manifest = export(result, directory.path / MODELS, which=which, force=True)
             recommended = [entry["file"] for entry in manifest["models"] if entry["recommended"]]
             if recommended and self.assembly.measured and result.best is not None:
+                from hwnas.export import add_to_certificate
+
                 path = directory.path / MODELS / recommended[0]
                 checked = check_exported(self.assembly, path, result.best.evaluation)
+                add_to_certificate(path, checked)
                 result = replace(result, finals=replace(result.finals, checked=checked))
         if self.assembly.measured:
             result.finals.write(directory.path)

@@ -275,6 +275,16 @@ def _export_one(
     return Exported(item, path.name, Status.OK, "", digest, len(content), given, got, opset, exporter, params, macs)
 
 
+def add_to_certificate(path: Path, timed: Mapping[str, Mapping[str, Any]]) -> None:
+    """Add to the certificate beside a model how this very file was timed, by device, as `exported`. The one in its
+    metadata stays as it is: another file than the one that was timed would come out."""
+    beside = path.with_suffix(CERTIFICATE)
+    certificate = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+    for device, told in timed.items():
+        certificate.setdefault(device, {})["exported"] = dict(told)
+    atomic.write(beside, json.dumps(certificate, indent=1, allow_nan=False) + "\n")
+
+
 def _annotate(model: onnx.ModelProto, space: SearchSpace, item: Evaluation, about: Mapping[str, Any]) -> None:
     metrics = [_fact(row) for row in item.measurements]
     facts = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -161,10 +162,11 @@ def check_exported(assembly: Assembly, path: Path, found: Evaluation) -> dict[st
     """
     checked: dict[str, dict[str, Any]] = {}
     for evaluator in assembly.measured:
+        date = datetime.now(UTC).isoformat(timespec="seconds")
         told = evaluator.meter.measure_file(path)
         start = f"{path.name} timed from its file on {evaluator.device}: "
         if isinstance(told, str):
-            checked[evaluator.device] = {"file": path.name, "kept": False, "message": f"{start}{told}."}
+            checked[evaluator.device] = {"file": path.name, "date": date, "kept": False, "message": f"{start}{told}."}
             continue
         value, low, high = told
         row = found.find(LATENCY, evaluator.device)
@@ -180,6 +182,7 @@ def check_exported(assembly: Assembly, path: Path, found: Evaluation) -> dict[st
             )
         checked[evaluator.device] = {
             "file": path.name,
+            "date": date,
             "latency_ms": value,
             "low": low,
             "high": high,

@@ -9,9 +9,11 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from typer.testing import CliRunner
 
@@ -343,6 +345,28 @@ def test_a_recommended_model_within_its_budget(tmp_path: Path, monkeypatch: pyte
     assert certificates
     assert {c["setup"]["runtime"] for c in certificates} == {"fake"}
     assert {c["setup"]["protocol"]["name"] for c in certificates} == {"final"}
+    timed = told["checked"]["simulated"]
+    assert_certified(run, timed)
+
+
+def assert_certified(run: Path, timed: dict[str, Any]) -> None:
+    """The certificate beside the timed model has all that a figure needs, and no path of this machine."""
+    path = run / "models" / timed["file"]
+    beside = json.loads(path.with_suffix(".certificate.json").read_text())["simulated"]
+    inside = {entry.key: entry.value for entry in onnx.load(path).metadata_props}["hwnas.certificate"]
+    assert beside.pop("exported") == timed
+    assert datetime.fromisoformat(timed["date"]).tzinfo is not None
+    assert json.loads(inside)["simulated"] == beside
+    assert beside["batch"] == 1
+    assert "minimum" in beside["latency"]["estimator"]
+    assert beside["latency"]["low"] <= beside["latency"]["value"] <= beside["latency"]["high"]
+    assert beside["latency"]["spread"]["samples"] > 0
+    assert beside["setup"]["config"]["threads"] == 1
+    assert beside["setup"]["versions"] == {"fake": "1"}
+    assert beside["setup"]["fingerprint"]
+    assert datetime.fromisoformat(beside["sampling"]["started"]).tzinfo is not None
+    assert "cache" not in beside["setup"]["config"]
+    assert str(run.parent) not in inside
 
 
 def test_a_model_that_misses_its_budget_from_the_file_is_said_and_the_command_fails(

@@ -140,7 +140,7 @@ class SpaceMeter:
     def certificate(self, architecture: Architecture) -> dict[str, Any] | None:
         """See `hwnas.evaluators.measured.Meter`."""
         record = self.records.get(architecture)
-        return None if record is None else record.to_json()
+        return None if record is None else {"batch": self.profiler.device.batch, **record.to_json()}
 
     def close(self) -> None:
         """Release the device."""

@@ -185,7 +185,10 @@ class Record:
         return float((memory.activation_peak + weights) / 2**20)
 
     def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "status": str(self.status)}
+        """As plain values, for files that leave this machine: without the path of its folder for engines."""
+        told = {**dataclasses.asdict(self), "status": str(self.status)}
+        told["setup"]["config"] = {name: value for name, value in self.setup.config.items() if name != "cache"}
+        return told
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
