@@ -377,19 +377,41 @@ class Interrupted:
             yield {"latency_ms": rows([architecture])[0]}
 
 
-def test_what_was_measured_before_ctrl_c_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("after", "words", "said"),
+    [
+        (3, ("--save", "mine"), "3 of 9 networks had been measured; kept in"),
+        (3, (), "3 of 9 networks had been measured; kept in the cache"),
+        (3, ("--no-cache",), "3 of 9 networks had been measured; nothing is kept"),
+        (0, ("--save", "mine"), "0 of 9 networks had been measured; nothing is kept"),
+    ],
+)
+def test_what_was_measured_before_ctrl_c_is_kept_and_said(
+    after: int,
+    words: tuple[str, ...],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     from contextlib import contextmanager
 
     @contextmanager
     def meter(*_: object, **__: object) -> Iterator[Interrupted]:
-        yield Interrupted(3)
+        yield Interrupted(after)
 
     monkeypatch.setattr(survey, "open_meter", meter)
     monkeypatch.setattr(registry, "space", lambda name: SPACE)
-    assert cli("profile", "--space", "toy", "--sample", "9", "--save", "mine") == 130
+    assert cli("profile", "--space", "toy", "--sample", "9", *words) == 130
+    told = capsys.readouterr()
+    assert said in told.err
+    assert told.out == ""
     assert not Path("profiles/mine").exists()
+    assert Path("profiles/mine-partial").exists() is (after > 0 and "--save" in words)
+    if after == 0 or "--save" not in words:
+        return
     kept = saved.read_profile("mine-partial", SPACE)
     assert kept is not None
+    assert "mine-partial" in told.err
     assert (kept.card["networks"], kept.card["asked"]) == (3, 9)
 
 

@@ -231,12 +231,16 @@ def _profile_space(
         try:
             survey.measure(meter, found, energy=how.energy)
         except BaseException:
+            places = ["the cache of measurements"] if how.cached else []
             if save is not None and found.rows:
-                path = found.save(save + saved.PARTIAL, device)
-                console.print(
-                    f"{len(found.measured)} of {len(chosen)} networks were measured; they are in {path}",
-                    highlight=False,
-                )
+                places.insert(0, str(found.save(save + saved.PARTIAL, device)))
+            kept = f"kept in {' and in '.join(places)}" if found.rows and places else "nothing is kept"
+            console.print(
+                f"stopped: {len(found.measured)} of {len(chosen)} networks had been measured; {kept}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
             raise
     content = found.to_json()
     written = []
