@@ -251,5 +251,7 @@ def _check_devices(
             if not metrics or any(answering.find(metric, name) for metric in metrics):
                 continue
             if name in measured:
-                raise InvalidSetting(f"{word!r} cannot be measured: {measured[name].why_not(metrics[0], name)}")
+                able = [d for d in config.devices if any(answering.find(metric, d) for metric in metrics)]
+                hint = "" if only or not able else f"; write {' or '.join(f'{family}@{d}' for d in able)}"
+                raise InvalidSetting(f"{word!r} cannot be measured: {measured[name].why_not(metrics[0], name)}{hint}")
             raise no_source(targets[name], metrics[0])

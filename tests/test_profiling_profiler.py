@@ -17,11 +17,13 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
+from hwnas.assembly import assemble
 from hwnas.cli import app
+from hwnas.config import SearchConfig
 from hwnas.core.architecture import Architecture
 from hwnas.core.device import Device
 from hwnas.core.measurement import Source, Status
-from hwnas.errors import DataError, DeviceUnavailable
+from hwnas.errors import DataError, DeviceUnavailable, InvalidSetting
 from hwnas.evaluators.meter import SpaceMeter
 from hwnas.locking import ExclusiveLock, Held
 from hwnas.onnx_facts import model_facts
@@ -332,6 +334,24 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, A
     arguments = ["search", "--device", str(path), "--latency-budget", "50ms", "--queries", "6", "--out", str(run)]
     done = CliRunner().invoke(app, [*arguments, "--generator", "random", "--preset", "quick", "--source", "surrogate"])
     return done.exit_code, done.output, run
+
+
+@pytest.mark.parametrize(("others", "hint"), [((), "; write peak_memory@one"), (("latency_ms", "cpu_time_ms"), None)])
+def test_a_metric_that_not_all_devices_tell_is_refused_with_what_to_write(
+    tmp_path: Path, others: tuple[str, ...], hint: str | None
+) -> None:
+    paths = []
+    for name, metrics in (("one", others or ("latency_ms", "peak_memory_mib")), ("two", ("latency_ms",))):
+        path = tmp_path / f"{name}.toml"
+        path.write_text(
+            f'name = "{name}"\ntitle = "A simulated device"\nkind = "cpu"\nruntimes = ["fake"]\nprecisions = ["fp32"]\n'
+            f'metrics = {json.dumps(metrics)}\nmeasured_how = "Simulated."\nhost = "local"\n'
+        )
+        paths.append(str(path))
+    config = SearchConfig(devices=tuple(paths), objectives=("error", "latency", "peak_memory"), source="surrogate")
+    with pytest.raises(InvalidSetting, match="'peak_memory' cannot be measured: device") as told:
+        assemble(config)
+    assert str(told.value).endswith("not peak_memory_mib" + (hint or ""))
 
 
 def test_a_recommended_model_within_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
