@@ -125,7 +125,12 @@ def summarise(assembly: Assembly, state: SearchState) -> Finals:
     for evaluator in assembly.measured:
         meter = evaluator.meter
         networks = {a.key: name for a in state.architectures if (name := meter.network(a)) is not None}
-        devices[evaluator.device] = meter.summary() | {"audits": list(evaluator.audits), "networks": networks}
+        devices[evaluator.device] = meter.summary() | {
+            "audits": list(evaluator.audits),
+            "networks": networks,
+            "front": len(front),
+            "not_final": _not_final(assembly, evaluator, state),
+        }
         for architecture in front:
             told = evaluator.meter.certificate(architecture)
             if told is not None:
@@ -192,6 +197,18 @@ def check_exported(assembly: Assembly, path: Path, found: Evaluation) -> dict[st
     return checked
 
 
+def _not_final(assembly: Assembly, evaluator: MeasuredEvaluator, state: SearchState) -> list[str]:
+    """Keys of networks on the front with a figure of this device that is not of its most careful protocol: it failed
+    there, or the front still changed when `measure_front` stopped."""
+    wanted = [(pair, evaluator.final_context(pair[0])) for pair, e in assembly.plan if e is evaluator]
+    found = [state.archive[i] for i in state.front_indices]
+    return [
+        e.architecture.key
+        for e in found
+        if any((row := e.find(*pair)) is None or row.context != context for pair, context in wanted)
+    ]
+
+
 def _half_widths(state: SearchState) -> NDArray[np.float64]:
     """`n x m`, half of each interval that was measured or predicted here; 0 for others. Predictions make no ties on a
     front, but here they decide what is worth a measurement."""
@@ -246,6 +263,10 @@ def _note(told: Mapping[str, Any]) -> str:
     if again:
         tau = "" if again["tau"] is None else f", Kendall tau {again['tau']:.2f}"
         text += f"; {again['pairs']} repeated measurements differ by {again['relative']:.1%} (median{tau})"
+    hasty = len(told.get("not_final", ()))
+    if hasty:
+        text += f"; {hasty} of {told['front']} networks of the front were not measured with the protocol final"
+        text += ": what is said of them is the search's own, less certain figure"
     checks, inside = told["audits"]
     if checks:
         text += f"; {inside} of {checks} checked predictions held"

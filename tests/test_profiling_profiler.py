@@ -17,6 +17,7 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
+from hwnas import finals
 from hwnas.assembly import assemble
 from hwnas.cli import app
 from hwnas.config import SearchConfig
@@ -25,6 +26,7 @@ from hwnas.core.device import Device
 from hwnas.core.measurement import Source, Status
 from hwnas.errors import DataError, DeviceUnavailable, InvalidSetting
 from hwnas.evaluators.meter import SpaceMeter
+from hwnas.finals import Finals
 from hwnas.locking import ExclusiveLock, Held
 from hwnas.onnx_facts import model_facts
 from hwnas.profiling.bench import DEFAULT_SIGMA, Candidate
@@ -361,12 +363,26 @@ def test_a_recommended_model_within_its_budget(tmp_path: Path, monkeypatch: pyte
     told = json.loads((run / "measurements.json").read_text())
     assert told["checked"]["simulated"]["kept"] is True
     assert told["devices"]["simulated"]["runtime"] == "fake"
+    assert told["devices"]["simulated"]["not_final"] == []
     certificates = [c["simulated"] for c in told["certificates"].values()]
     assert certificates
     assert {c["setup"]["runtime"] for c in certificates} == {"fake"}
     assert {c["setup"]["protocol"]["name"] for c in certificates} == {"final"}
     timed = told["checked"]["simulated"]
     assert_certified(run, timed)
+
+
+def test_a_front_that_is_not_measured_with_care_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it still changed after the last turn: here there is none."""
+    monkeypatch.setattr(finals, "_TURNS", 0)
+    code, output, run = search(tmp_path, monkeypatch, {})
+    assert code == 0, output
+    told = json.loads((run / "measurements.json").read_text())["devices"]["simulated"]
+    front = json.loads((run / "front.json").read_text())
+    assert len(told["not_final"]) == told["front"] == len(front["front"]) > 0
+    said = f"{told['front']} of {told['front']} networks of the front were not measured with the protocol final"
+    assert said in " ".join(output.replace("│", " ").split())
+    assert any(said in note for note in Finals.read(run).notes)
 
 
 def assert_certified(run: Path, timed: dict[str, Any]) -> None:
