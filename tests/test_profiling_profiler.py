@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
@@ -30,7 +31,7 @@ from hwnas.finals import Finals
 from hwnas.locking import ExclusiveLock, Held
 from hwnas.onnx_facts import model_facts
 from hwnas.profiling.bench import DEFAULT_SIGMA, Candidate
-from hwnas.profiling.profiler import Profiler, calibration_file, choose_runtime
+from hwnas.profiling.profiler import Profiler, calibration_file, choose_runtime, session_config
 from hwnas.profiling.protocol import PROTOCOLS, Protocol
 from hwnas.spaces.nb201 import NasBench201
 from hwnas.testing.profiling import DirectTransport, write_cell
@@ -206,6 +207,41 @@ def test_a_device_that_cannot_run_the_references_is_unavailable(files: list[Cand
 def test_wrong_options_are_an_error_before_anything_is_measured(files: list[Candidate]) -> None:
     with pytest.raises(DeviceUnavailable, match="no option 'jiter'"):
         measured(profiler(replace(BOX, options={"jiter": 0.1})), files)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to an address space")
+def test_a_device_files_memory_is_the_workers_limit() -> None:
+    box = replace(BOX, runtimes=("ort-cpu",), options={})
+    limits = [session_config(replace(box, memory_mib=m), "ort-cpu").memory_limit_mib for m in (100.0, 356.0, None)]
+    assert limits[0] is not None
+    assert limits[1] == limits[0] + 256
+    assert limits[2] is not None
+    assert limits[2] > limits[1]
+    assert session_config(replace(box, memory_mib=100.0), "ort-cuda").memory_limit_mib is None
+    far = replace(box, host="ssh:pi@board.lan")
+    assert session_config(far, "ort-cpu").memory_limit_mib is None
+    assert session_config(replace(far, memory_mib=100.0), "ort-cpu").memory_limit_mib == limits[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to an address space")
+def test_a_network_that_wants_more_than_the_device_file_grants_is_out_of_memory(tmp_path: Path) -> None:
+    path = tmp_path / "large.onnx"
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Expand", ["x", "shape"], ["big"]),
+            onnx.helper.make_node("Relu", ["big"], ["relu"]),
+            onnx.helper.make_node("ReduceMax", ["relu"], ["y"], keepdims=0),
+        ],
+        "large",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [])],
+        [onnx.helper.make_tensor("shape", onnx.TensorProto.INT64, [2], [1024 * 1024, 1500])],  # 6 GB
+    )
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+    box = replace(BOX, runtimes=("ort-cpu",), options={}, memory_mib=500.0)
+    with Profiler(box, cached=False) as device:
+        (record,) = device.measure([Candidate("large", path)], HASTY)
+    assert record.status is Status.OUT_OF_MEMORY, record.message
 
 
 # -- lock and calibration --------------------------------------------------------------------------------------------

@@ -395,11 +395,15 @@ def write_calibration(
 
 
 def _memory_limit(device: Device, runtime: str) -> float | None:
-    """Address space for a worker here, MiB: a network that cannot fit shall fail, and not drive the machine out of
-    memory. GPU drivers reserve far more than they use, so their workers have no limit."""
-    if device.host != "local" or runtime not in CPU_RUNTIMES or sys.platform != "linux":
+    """Address space for a worker, MiB: a network that cannot fit shall fail, and not drive the machine out of memory.
+    It is what the device file grants, else, here, all of the machine's, and in both cases that of libraries beside it.
+    GPU drivers reserve far more than they use, so their workers have no limit."""
+    if runtime not in CPU_RUNTIMES or (device.host == "local" and sys.platform != "linux"):
         return None
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20 + _LIBRARIES_MIB
+    granted = device.memory_mib
+    if granted is None and device.host == "local":
+        granted = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
+    return None if granted is None else granted + _LIBRARIES_MIB
 
 
 def _transport(device: Device) -> Transport:
