@@ -240,7 +240,8 @@ def report(folder: Path) -> str:
         "",
         "Made by `python benchmarks/profiling.py --out results`, then `--report docs/benchmarks`, on "
         f"{told['machine']}, {told['date'][:10]}; load average when each part began: {loads}. Random NAS-Bench-201 "
-        "cells with different networks, CIFAR-10 shapes, batch 1, fp32, one thread.",
+        "cells with different networks, CIFAR-10 shapes, batch 1, fp32, one thread."
+        + (" Quick form: fewer cells." if told["quick"] else ""),
     ]
     if "repeat" in read:
         found = read["repeat"]
@@ -250,7 +251,9 @@ def report(folder: Path) -> str:
             "",
             "Preset `default`, each sweep in fresh processes. *Covered*: share of cells where the 95 % interval of one "
             "sweep holds the other's value (two independent figures with intervals of exactly the right width: 83 %). "
-            "Seconds are wall time for a candidate, export and session included.",
+            "Seconds are wall time for a candidate, export and session included. Noise floor in the intervals: "
+            + ", ".join(f"`{d}` {s[0]['device']['noise_floor']:.1%}" for d, s in found["devices"].items())
+            + " between sessions (2.5 % is what is assumed of a device that was never calibrated).",
             "",
             "| how | Kendall tau | median difference | covered | half width | s a candidate |",
             "| --- | --- | --- | --- | --- | --- |",
@@ -277,7 +280,8 @@ def report(folder: Path) -> str:
             "",
             "## Latency from few measurements",
             "",
-            f"Kendall tau on {UNSEEN} cells that were not measured for it, mean and standard deviation over {DRAWS} "
+            f"Kendall tau on {30 if found['quick'] else UNSEEN} cells that were not measured for it, mean and standard "
+            f"deviation over {DRAWS} "
             f"draws of cells out of {found['cells']}. *From scratch* is the same Gaussian process on the architecture "
             "alone, *counts* knows parameters and multiply-accumulates besides, ours also what the surrogates of the "
             "six HW-NAS-Bench devices say. *Inside* is the share of unseen measurements in ours' 95 % intervals.",
