@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +26,7 @@ from hwnas.config import SearchConfig
 from hwnas.core.architecture import Architecture
 from hwnas.core.device import Device
 from hwnas.core.measurement import Source, Status
-from hwnas.errors import DataError, DeviceUnavailable, InvalidSetting
+from hwnas.errors import DataError, DeviceBusy, DeviceUnavailable, InvalidSetting
 from hwnas.evaluators.meter import SpaceMeter
 from hwnas.finals import Finals
 from hwnas.locking import ExclusiveLock, Held
@@ -258,6 +259,32 @@ def test_one_process_may_hold_a_machine_several_times_and_lets_go_after_the_last
     lock = ExclusiveLock(path)
     lock.acquire()
     lock.release()
+
+
+def test_who_is_waited_for_is_said_once(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (cache / "locks").mkdir(parents=True)
+    other = ExclusiveLock(cache / "locks" / "local.lock")
+    other.acquire()
+    with pytest.raises(DeviceBusy, match="--wait"):
+        profiler()
+    assert caplog.messages == []
+    with pytest.raises(DeviceBusy, match=f"process {os.getpid()}"):
+        profiler(wait_s=0.01)
+    (told,) = caplog.messages
+    assert told.startswith(f"waiting for at most 0.01 s: process {os.getpid()} on")
+    caplog.clear()
+    acquire = ExclusiveLock.acquire
+
+    def released_meanwhile(lock: ExclusiveLock, *, timeout: float = 0) -> None:
+        if timeout:
+            other.release()
+        acquire(lock, timeout=timeout)
+
+    monkeypatch.setattr(ExclusiveLock, "acquire", released_meanwhile)
+    with profiler(wait_s=5.0):
+        assert [told[:23] for told in caplog.messages] == ["waiting for at most 5 s"]
 
 
 def test_a_device_that_fails_to_open_leaves_no_lock(cache: Path) -> None:

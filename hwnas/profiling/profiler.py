@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
@@ -427,7 +428,7 @@ class _MachineLock:
         if not count:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                lock.acquire(timeout=wait_s)
+                self._take(lock, device, wait_s)
             except Held as held:
                 raise DeviceBusy(
                     f"{held.by} measures on the machine of device {device.name}; two at a time would disturb each "
@@ -438,6 +439,20 @@ class _MachineLock:
                     f"the lock {self._path} cannot be used: {error}. Name another folder with HWNAS_CACHE"
                 ) from error
         self._held[self._path] = lock, count + 1
+
+    @staticmethod
+    def _take(lock: ExclusiveLock, device: Device, wait_s: float) -> None:
+        """Take the lock; who is waited for is said once."""
+        try:
+            lock.acquire()
+        except Held as held:
+            if not wait_s:
+                raise
+            # a program that sets up no logging of its own, as the command line, writes this to standard error
+            logging.getLogger(__name__).warning(
+                "waiting for at most %g s: %s measures on the machine of device %s", wait_s, held.by, device.name
+            )
+            lock.acquire(timeout=wait_s)
 
     def release(self) -> None:
         lock, count = self._held.pop(self._path)
