@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
-from hwnas import finals
+from hwnas import finals, resources
 from hwnas.assembly import assemble
 from hwnas.cli import app
 from hwnas.config import SearchConfig
@@ -32,7 +33,8 @@ from hwnas.finals import Finals
 from hwnas.locking import ExclusiveLock, Held
 from hwnas.onnx_facts import model_facts
 from hwnas.profiling.bench import DEFAULT_SIGMA, Candidate
-from hwnas.profiling.profiler import Profiler, calibration_file, choose_runtime, session_config
+from hwnas.profiling.cache import ResultCache, result_key
+from hwnas.profiling.profiler import Profiler, calibration_file, choose_runtime, session_config, write_calibration
 from hwnas.profiling.protocol import PROTOCOLS, Protocol
 from hwnas.spaces.nb201 import NasBench201
 from hwnas.testing.profiling import DirectTransport, write_cell
@@ -160,6 +162,86 @@ def test_kept_figures_are_brought_to_todays_level(files: list[Candidate]) -> Non
         assert "cached" in records[name].flags
         assert records[name].latency.value == pytest.approx(records[f"{name}-again"].latency.value, rel=0.02)
         assert records[name].latency.low < records[name].latency.value < records[name].latency.high
+
+
+def test_kept_figures_contain_the_noise_floor_of_today(files: list[Candidate]) -> None:
+    then = measured(profiler(), files)
+    for sigma in (0.3, 0.01):  # a calibration since then may have found more, or less
+        with profiler() as device:
+            write_calibration(device.fingerprint, device.config, sigma, 5, 3, HASTY)
+        for name, record in measured(profiler(), files).items():
+            latency = record.latency
+            assert "cached" in record.flags
+            assert (latency.sigma_session, latency.calibrated) == (sigma, True)
+            half = math.log(latency.high / latency.value)
+            assert half == pytest.approx(math.log(latency.value / latency.low))
+            # and the doubt about the references' level, each of which moved on its own
+            least = math.hypot(latency.half_within, 1.96 * sigma * math.sqrt(1 + 2 / 3))
+            assert least * 0.999 <= half < 1.5 * least
+            assert latency.half_within == then[name].latency.half_within
+            assert math.log(latency.cpu_high / latency.cpu_time) >= 1.96 * sigma * 0.999
+            assert latency.cpu_high / latency.cpu_time < math.exp(2.5 * sigma + 0.02)
+
+
+def test_what_processes_differed_by_stays_in_a_kept_interval(files: list[Candidate]) -> None:
+    unsteady = replace(BOX, options={"seed": 0, "session": 0.3})
+    several = replace(HASTY, name="several", processes=3)
+    with profiler(unsteady) as device:
+        write_calibration(device.fingerprint, device.config, 0.01, 5, 3, HASTY)
+    then = measured(profiler(unsteady), files, several)
+    for name, record in measured(profiler(unsteady), files, several).items():
+        assert "cached" in record.flags
+        width = math.log(record.latency.high / record.latency.low)
+        assert width >= math.log(then[name].latency.high / then[name].latency.low) > 2 * 1.96 * 0.02
+
+
+def test_all_figures_of_a_row_are_on_one_level_and_cpu_time_on_its_own(files: list[Candidate]) -> None:
+    noisy = replace(BOX, options={"seed": 0, "level": 0.15})
+    then = measured(profiler(noisy, name="monday"), files)
+    for name, record in measured(profiler(noisy, name="tuesday"), files).items():
+        old, new = then[name].latency, record.latency
+        factor = new.value / old.value
+        assert abs(math.log(factor)) > 0.05
+        for part in ("minimum", "median", "mean", "p90", "p95"):
+            assert getattr(new.spread, part) == pytest.approx(factor * getattr(old.spread, part))
+        assert (new.spread.iqr, new.spread.samples) == (old.spread.iqr, old.spread.samples)
+        assert (new.minimum, new.polished) == pytest.approx((factor * old.minimum, factor * old.polished))
+        assert new.level == pytest.approx(old.level - math.log(factor))
+        assert new.cpu_time == old.cpu_time
+
+
+@pytest.mark.parametrize("status", [Status.NOISY, Status.UNCONVERGED])
+def test_doubtful_figures_are_measured_again(
+    files: list[Candidate], status: Status, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if status is Status.UNCONVERGED:
+        asked = replace(HASTY, within=1e-9)
+    else:
+        asked = HASTY
+        monkeypatch.setattr("hwnas.profiling.bench.REPEAT", -1.0)  # any level is too far
+    first = measured(profiler(), files[:1], asked)["a"]
+    assert first.status is status
+    before = Counting.loads
+    again = measured(profiler(), files[:1], asked)["a"]
+    assert "cached" not in again.flags
+    assert Counting.loads > before
+    # nor does one that an older version kept answer
+    with profiler() as device:
+        key = result_key(files[0].graph_hash, device.config, device.fingerprint)
+        with closing(ResultCache(resources.user_cache() / "measurements.sqlite")) as kept:
+            assert kept.get(key, rank=0) is None
+            kept.put([(key, asked.rank, again.to_json())])
+        assert "cached" not in next(device.measure(files[:1], asked)).flags
+
+
+def test_a_figure_without_a_reference_in_common_is_measured_again(files: list[Candidate]) -> None:
+    record = measured(profiler(), files[:1])["a"]
+    with profiler() as device:
+        key = result_key(files[0].graph_hash, device.config, device.fingerprint)
+        other = replace(record, conditions={**record.conditions, "references": {"another": 1.0}})
+        with closing(ResultCache(resources.user_cache() / "measurements.sqlite")) as kept:
+            kept.put([(key, HASTY.rank, other.to_json())])
+        assert "cached" not in next(device.measure(files[:1], HASTY)).flags
 
 
 def test_a_record_without_what_is_asked_for_now_is_measured_again(files: list[Candidate]) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 
 from hwnas import atomic, resources
 from hwnas.core.device import Device
+from hwnas.core.measurement import Status
 from hwnas.devices import lacks
 from hwnas.errors import DataError, DeviceBusy, DeviceUnavailable
 from hwnas.locking import ExclusiveLock, Held
@@ -100,7 +101,8 @@ class Profiler:
     def measure(self, candidates: Sequence[Candidate], protocol: Protocol) -> Iterator[Record]:
         """A record for each candidate, in order; measured ones as their batch ends, and kept at once.
 
-        Figures from the cache are brought to today's level by the reference networks.
+        Figures from the cache are brought to today's level by the reference networks; their intervals hold today's
+        noise floor and the doubt about that level. Noisy and unconverged figures are neither kept nor taken from there.
 
         Args:
             candidates: With distinct ids; those without a graph hash are never looked up or kept.
@@ -270,20 +272,39 @@ class Profiler:
                 record = Record.from_json(kept)
             except ValueError:
                 continue  # of another version of hwnas: measured again
+            if record.status.has_value and record.status is not Status.OK:
+                continue  # a quieter machine may tell more
             if (self._memory and record.memory is None) or (self._energy and record.energy is None):
                 continue
-            subject = replace(record.subject, id=candidate.id)
-            found[candidate.id] = self._on_todays_level(replace(record, subject=subject), protocol)
+            today = self._on_todays_level(record, protocol)
+            if today is not None:
+                found[candidate.id] = replace(today, subject=replace(record.subject, id=candidate.id))
         return found
 
-    def _on_todays_level(self, record: Record, protocol: Protocol) -> Record:
+    def _on_todays_level(self, record: Record, protocol: Protocol) -> Record | None:
+        """A kept record with its figure as the references are today, and as sure as can be said today; None where no
+        reference links it to today."""
         if record.latency is None:
             return record
         with self._reported():
-            now, then = self.bench(protocol).find_level(), record.conditions.get("references", {})
-        both = now.keys() & then.keys()
-        shift = float(np.mean([math.log(now[name] / then[name]) for name in both])) if both else 0.0
-        return replace(record, latency=_shifted(record.latency, shift), flags=(*record.flags, "cached"))
+            bench = self.bench(protocol)
+            now, then = bench.find_level(), record.conditions.get("references", {})
+        moved = np.array([math.log(now[name] / then[name]) for name in sorted(now.keys() & then.keys())])
+        if not len(moved):
+            return None
+        # each reference moves by two sessions' parts of its own; so few of them may seem to agree by chance
+        apart = max(math.sqrt(2) * bench.sigma, float(moved.std(ddof=1)) if len(moved) > 1 else 0.0)
+        processes = 1 if record.sampling is None else record.sampling.processes
+        latency = _renewed(
+            record.latency,
+            shift=float(moved.mean()),
+            doubt=apart / math.sqrt(len(moved)),
+            sigma=bench.sigma,
+            processes=processes,
+        )
+        return replace(
+            record, latency=replace(latency, calibrated=self.sigma is not None), flags=(*record.flags, "cached")
+        )
 
     def _fresh(self, candidates: Sequence[Candidate], keys: Mapping[str, str], protocol: Protocol) -> Iterator[Record]:
         if not candidates:
@@ -294,7 +315,7 @@ class Profiler:
                 record = next(records, None)
             if record is None:
                 return
-            keep = record.status.has_value or record.status in _KEPT_FAILURES
+            keep = record.status is Status.OK or record.status in _KEPT_FAILURES
             if self._cache is not None and keep and record.subject.id in keys:
                 self._cache.put([(keys[record.subject.id], protocol.rank, record.to_json())])
             yield record
@@ -462,11 +483,48 @@ class _MachineLock:
             lock.release()
 
 
-def _shifted(latency: Latency, shift: float) -> Latency:
+def _renewed(latency: Latency, *, shift: float, doubt: float, sigma: float, processes: int) -> Latency:
+    """A kept figure as it is told later; CPU time, which is on no level, only gets its new interval.
+
+    half^2 = within^2 + 1.96^2 (max(sigma, seen)^2 / processes + doubt^2), on the log scale.
+
+    Args:
+        latency: As it was measured.
+        shift: Log offset of the references since then.
+        doubt: Standard deviation of `shift`.
+        sigma: Between-session standard deviation, as known now.
+        processes: Over how many the figure is a mean.
+    """
+    within, before = latency.half_within, latency.sigma_session
+    # what its processes differed by counts where it was more than the noise floor of then
+    seen = _without(math.log(latency.high / latency.value), within) / 1.96 * math.sqrt(processes)
+    between = max(sigma, seen if seen > 1.001 * before else 0.0) / math.sqrt(processes)
+    half = float(statistics.with_session(within, math.hypot(between, doubt)))
     factor = math.exp(shift)
-    names = ("value", "low", "high", "minimum", "polished", "cpu_time", "cpu_low", "cpu_high")
-    changed = {name: factor * value for name in names if (value := getattr(latency, name)) is not None}
-    return replace(latency, level=latency.level - shift, **changed)
+    value = factor * latency.value
+    cpu, cpu_low, cpu_high = latency.cpu_time, latency.cpu_low, latency.cpu_high
+    if cpu is not None and cpu_high is not None:
+        cpu_half = float(statistics.with_session(_without(math.log(cpu_high / cpu), 1.96 * before), sigma))
+        cpu_low, cpu_high = cpu * math.exp(-cpu_half), cpu * math.exp(cpu_half)
+    return replace(
+        latency,
+        value=value,
+        low=value * math.exp(-half),
+        high=value * math.exp(half),
+        sigma_session=sigma,
+        minimum=factor * latency.minimum,
+        polished=factor * latency.polished,
+        level=latency.level - shift,
+        spread=latency.spread.scaled(factor),
+        device_time=None if latency.device_time is None else factor * latency.device_time,
+        cpu_low=cpu_low,
+        cpu_high=cpu_high,
+    )
+
+
+def _without(half: float, part: float) -> float:
+    """What is left of a half width without a part of it."""
+    return math.sqrt(max(0.0, half**2 - part**2))
 
 
 def _must(record: Record) -> Latency:

@@ -78,9 +78,10 @@ class Latency:
         calibrated: Whether that was measured on this device; else it is the default.
         minimum, polished: The two parts of the figure.
         level: Log offset of the reference networks to the first batch, which the figure is corrected by.
-        spread: Of all samples, uncorrected.
-        cpu_time, cpu_low, cpu_high: CPU time of one inference by the same estimate, with its 95 % interval.
-        device_time: Time on the device by its own events.
+        spread: Of all samples, corrected likewise.
+        cpu_time, cpu_low, cpu_high: CPU time of one inference by the same estimate, with its 95 % interval;
+            uncorrected, as the references' level is one of wall time.
+        device_time: Time on the device by its own events, corrected.
         first_run, load_s, build_s: The first inference, ms; loading and compiling, s.
     """
 

@@ -9,7 +9,7 @@ effect in a two-way median polish (Tukey 1977, ch. 11) whose level is that of th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,6 +154,12 @@ class Spread:
     mild: int
     severe: int
     samples: int
+
+    def scaled(self, factor: float) -> Spread:
+        """The spread of samples that are all so many times as long."""
+        times = ("minimum", "median", "mean", "p90", "p95", "p99")
+        changed = {name: factor * value for name in times if (value := getattr(self, name)) is not None}
+        return replace(self, **changed)
 
 
 def spread(samples: Floats) -> Spread:
