@@ -387,8 +387,7 @@ def test_intervals_of_ratios_hold_what_is_true() -> None:
             found = pairs[first, second].result
             held.append(found.low <= 1 / 1.3 <= found.high)
             sure.append(not found.tie and found.chance > 0.95)
-    # over many seeds about 0.9 each (a mode that lasts as long as a batch is wider than an interval of "quick"), so that
-    # 30 of them may show 0.8
+    # over 70 seeds 0.89 of the ties and 0.91 of the ratios were seen, so that 30 seeds may well show less than 0.9
     assert np.mean(ties) >= 0.8
     assert np.mean(held) >= 0.8
     assert np.mean(sure) >= 0.9
