@@ -206,7 +206,7 @@ def _front_table(dataset: str, records: Sequence[Mapping[str, Any]]) -> list[str
 
 
 def _limit_table(records: Sequence[dict[str, Any]]) -> list[str]:
-    if not records:
+    if len({record["variant"] for record in records}) < 2:  # a run that was stopped has nothing to compare yet
         return []
     lines = [
         "## With a latency budget",

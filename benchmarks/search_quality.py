@@ -66,8 +66,8 @@ SLOW_TASKS = (
 SEEDS = {"front": 30, "budget": 10, "single": 20}
 FEWER_SEEDS = {
     "front": {"agnet": 10, "agnet-paper": 5, **dict.fromkeys(SLOW, 2)},
-    "budget": {"agnet-paper": 5, **dict.fromkeys(SLOW, 2)},
-    "single": {},
+    "budget": {"agnet": 5, "agnet-paper": 5, **dict.fromkeys(SLOW, 2)},
+    "single": {"agnet": 10},
 }
 
 # latency limits in ms on ImageNet16-120; original AG-Net: best feasible test accuracy after 192 queries, its own code
