@@ -148,7 +148,9 @@ def write_report(records: Mapping[str, Sequence[dict[str, Any]]], folder: Path) 
         rows = [r for r in records["front"] if r["task"].startswith(dataset + "/")]
         lines += _front_table(dataset, whole_seeds(rows, "variant"))
     lines += _limit_table(records["limit"])
-    every = [r for part in records.values() for r in part]
+    compared = {(r["task"], r["seed"]) for r in records["front"] if r["variant"] != DEFAULT}
+    every = [r for r in records["front"] if (r["task"], r["seed"]) in compared]
+    every += records["limit"] if _limit_table(records["limit"]) else []
     hours = sum(r["cpu_s"] for r in every) / 3600
     found = sorted({r["versions"]["hwnas"] for r in every})
     lines += [f"{len(every):,} searches, {hours:.2f} CPU hours of one thread; hwnas {' and '.join(found)}.", ""]
