@@ -58,6 +58,7 @@ VARIANTS = {
     "uncertainty": Variant("no uncertainty: improvement of the means", {"acquisition": "mean"}),
     "acquisition": Variant("no acquisition: rank of the means", {"acquisition": "rank"}),
     "reference": Variant("the whole front, not up to the medians", {"reference": 1.0}),
+    "niches": Variant("no niches: hypervolume alone", {"niches": 0.0}),
     "shape": Variant("one-hot encoding only", {"blocks": ["code"]}),
     "neighbours": Variant("no neighbours of the front", {"neighbours": 0}),
     "decoder": Variant("no decoder: as many uniform samples", {"generator": False}),

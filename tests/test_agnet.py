@@ -22,7 +22,7 @@ from hwnas.core.state import SearchState
 from hwnas.errors import InvalidArchitecture, InvalidSetting
 from hwnas.evaluators.surrogate import SurrogateEvaluator
 from hwnas.generators.acquisition import chance_below, expected_excess, expected_hypervolume_improvement
-from hwnas.generators.agnet import AgNet, Settings
+from hwnas.generators.agnet import AgNet, Settings, _Chooser, _Goal
 from hwnas.generators.graph_sampler import GraphSampler
 from hwnas.loop import Search
 from hwnas.measure import Measure
@@ -250,6 +250,54 @@ def test_three_objectives_beat_uniform_draws() -> None:
     assert np.mean(volumes) > 1.03 * np.mean(drawn), (volumes, drawn)
 
 
+class _Known:
+    """A posterior that knows the losses of its pool."""
+
+    def __init__(self, losses: np.ndarray) -> None:
+        self.mean, self.std, self.success = losses, np.full(losses.shape, 1e-3), np.ones(len(losses))
+
+    def believe(self, row: int) -> None: ...
+
+
+def _chosen(losses: np.ndarray, niches: float, n: int, bounds: tuple[tuple[int, float], ...] = ()) -> np.ndarray:
+    """Losses of `n` choices of a pool that are the pool's own front, without anything evaluated before."""
+    goal = _Goal(losses, losses.shape[1], bounds, np.zeros((0, losses.shape[1])), ())
+    settings = Settings(niches=niches, exploit=0.0)
+    return losses[_Chooser(settings, goal, _Known(losses), len(losses)).choose(n)]  # type: ignore[arg-type]
+
+
+def test_niches_look_everywhere_on_the_front() -> None:
+    """A straight front of 200 points: nothing of it is better than the median in both objectives, so that only
+    niches find what is cheap, and what is precise."""
+    cost = np.linspace(0.0, 1.0, 200)
+    front = np.stack([1.0 - cost, cost], axis=1)
+    found = _chosen(front, 1.0, 20)[:, 1]
+    assert (np.histogram(found, bins=10, range=(0.0, 1.0))[0] >= 1).all()
+    # of three objectives each of the others has its turn
+    third = np.stack([1.0 - cost, cost, cost[::-1]], axis=1)
+    limits = _chosen(third, 1.0, 20)[:, 1]
+    assert (np.histogram(limits, bins=4, range=(0.0, 1.0))[0] >= 1).all()
+
+
+@pytest.mark.parametrize(("niches", "outside"), [(0.0, 0), (0.25, 5), (0.5, 10)])
+def test_niches_take_their_share_and_no_more(niches: float, outside: int) -> None:
+    """Most of this pool lies within the reference point (0.5, 0.5); one cell in a hundred is cheaper or better."""
+    rng = np.random.default_rng(0)
+    inside = np.concatenate((0.2 + 0.3 * rng.random((300, 2)), 0.5 + 0.5 * rng.random((300, 2))))
+    cheap = np.stack([np.linspace(0.9, 0.8, 20), np.linspace(0.0, 0.1, 20)], axis=1)
+    found = _chosen(np.concatenate((inside, cheap, cheap[:, ::-1])), niches, 20)
+    assert ((found > 0.55).any(axis=1)).sum() <= outside
+    assert niches == 0.0 or ((found > 0.55).any(axis=1)).sum() >= 1
+
+
+def test_a_budget_leaves_nothing_to_niches() -> None:
+    losses = np.random.default_rng(0).random((300, 2))
+    with_niches, without = (_chosen(losses, niches, 12, ((1, 0.3),)) for niches in (1.0, 0.0))
+    assert (with_niches == without).all()
+    one = np.random.default_rng(1).random((300, 1))
+    assert (_chosen(one, 1.0, 12) == _chosen(one, 0.0, 12)).all()
+
+
 def test_the_ledger_counts_what_was_drawn() -> None:
     generator = AgNet(ToySpace(), QUICK)
     state = SearchState("toy", (ERROR, LATENCY), queries=30)
@@ -376,7 +424,15 @@ def test_the_registry_knows_it_and_refuses_what_it_does_not_have() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"initial": 1}, {"batch": 0}, {"floor": 1.5}, {"ranking": -1.0}, {"acquisition": "ucb"}, {"blocks": ("ops",)}],
+    [
+        {"initial": 1},
+        {"batch": 0},
+        {"floor": 1.5},
+        {"niches": -0.1},
+        {"ranking": -1.0},
+        {"acquisition": "ucb"},
+        {"blocks": ("ops",)},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="got"):

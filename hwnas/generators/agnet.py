@@ -39,6 +39,8 @@ Floats = NDArray[np.float64]
 _FEWEST = 4  # successful evaluations before anything is predicted
 _WIDER = (0.75, 0.9, 1.0)  # quantiles for the reference point where objectives contradict each other too much
 _INSIDE = 0.02  # share of uniform samples that have to be better than the reference point
+_CERTAIN = 1e-3  # of a standard deviation is left where the surrogate's means are believed
+_GOLDEN = 0.6180339887498949
 _EARLY = 8  # steps in which hyper-parameters are fitted every time
 
 
@@ -62,6 +64,9 @@ class Settings:
         reference: Quantile of the predictions for uniform samples that gives the reference point, in each objective:
             what is worse in any of them is not looked for. 1 asks for the whole front.
         exploit: With budgets: share of a batch that is chosen for the first objective alone.
+        niches: Without budgets, from two objectives on: share of evaluations that are chosen for the first objective
+            alone below a limit of another one, elsewhere in its range each time. So every part of the front is looked
+            for, also beyond the reference point.
         blocks: Blocks of the encoding with a kernel each: "code", "live", "shape".
         devices: Whether predictions of a device's costs start from the shipped surrogates of other devices.
         compress: Errors worse than this quantile of those evaluated are compressed before anything is fitted to them;
@@ -87,6 +92,7 @@ class Settings:
     neighbours: int = 800
     reference: float = 0.5
     exploit: float = 0.5
+    niches: float = 0.25
     blocks: tuple[str, ...] = ("code", "shape")
     devices: bool = True
     compress: float = 0.75
@@ -108,7 +114,7 @@ class Settings:
         for name in ("neighbours", "tune_steps", "pretrain_steps", "ranking"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is not negative, got {getattr(self, name)}")
-        for name in ("reference", "exploit", "floor", "compress"):
+        for name in ("reference", "exploit", "niches", "floor", "compress"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is in 0..1, got {getattr(self, name)}")
         if self.acquisition not in ("ehvi", "mean", "rank"):
@@ -169,7 +175,7 @@ class AgNet:
             return pool
         goal = self._goal(state)
         self._surrogate.condition(state.architectures, self._taught(goal.losses, rng))
-        chooser = _Chooser(self.settings, goal, self._surrogate.posterior(pool), len(uniform))
+        chooser = _Chooser(self.settings, goal, self._surrogate.posterior(pool), len(uniform), len(state.archive))
         return [pool[i] for i in chooser.choose(n)]
 
     def update(self, state: SearchState, *, rng: np.random.Generator) -> None:
@@ -339,14 +345,18 @@ class _Chooser:
         goal: What is wanted.
         posterior: Predictions for the pool.
         uniform: The first so many of the pool are uniform samples.
+        evaluated: How many architectures were evaluated before: says whose turn it is.
     """
 
-    def __init__(self, settings: Settings, goal: _Goal, posterior: Posterior, uniform: int) -> None:
+    def __init__(self, settings: Settings, goal: _Goal, posterior: Posterior, uniform: int, evaluated: int = 0) -> None:
         self._settings = settings
         self._goal = goal
         self._posterior = posterior
+        self._uniform = uniform
+        self._evaluated = evaluated
         self._front = goal.front
-        self._reference = self._reference_point(uniform)
+        self._likely = self._promising()
+        self._reference = self._reference_point()
 
     def choose(self, n: int) -> list[int]:
         """Rows of the pool, best first."""
@@ -355,7 +365,9 @@ class _Chooser:
         open_ = np.ones(len(self._posterior.mean), dtype=np.bool_)
         chosen: list[int] = []
         for turn in range(min(n, len(open_))):
-            score = np.where(open_, self._score(self._for_first(turn)), -np.inf)
+            niche = self._niche(self._evaluated + turn)
+            found = self._score(self._for_first(turn)) if niche is None else self._score_below(*niche)
+            score = np.where(open_, found, -np.inf)
             row = int(score.argmax())
             chosen.append(row)
             open_[row] = False
@@ -375,10 +387,35 @@ class _Chooser:
         several = self._goal.objectives > 1 and len(self._goal.bounds) > 0
         return several and int((turn + 1) * share) > int(turn * share)
 
+    def _niche(self, number: int) -> tuple[int, float] | None:
+        """The (column, limit) that evaluation `number` is chosen for, or None.
+
+        Multiples of the golden ratio spread limits evenly over quantiles of the uniform samples' predictions, however
+        many there will be.
+        """
+        share, others = self._settings.niches, self._goal.objectives - 1
+        turn = int((number + 1) * share)
+        if self._goal.bounds or others < 1 or turn == int(number * share):
+            return None
+        column = 1 + turn % others
+        quantile = (turn // others * _GOLDEN) % 1.0
+        return column, float(np.quantile(self._posterior.mean[self._likely, column], quantile))
+
+    def _score_below(self, column: int, limit: float) -> Floats:
+        """Expected improvement of the first objective where another one does not exceed a limit."""
+        mean, std = self._posterior.mean, self._posterior.std
+        if self._settings.acquisition == "mean":
+            std = _CERTAIN * std
+        inside = self._front[self._front[:, column] <= limit, 0]
+        # nothing is known to be feasible: whatever is better than the worst there is improves
+        best = inside.min() if len(inside) else np.nanmax(self._goal.losses[:, 0])
+        chance = chance_below(limit, mean[:, column], std[:, column]) * self._posterior.success
+        return np.asarray(expected_excess(float(best), mean[:, 0], std[:, 0]) * chance)
+
     def _score(self, first_only: bool) -> Floats:
         goal, mean, std = self._goal, self._posterior.mean, self._posterior.std
         if self._settings.acquisition == "mean":
-            std = 1e-3 * std
+            std = _CERTAIN * std
         m = goal.objectives
         if first_only:
             best = self._front[:, 0].min() if len(self._front) else self._reference[0]
@@ -404,26 +441,30 @@ class _Chooser:
             self._front = np.concatenate((self._front, mean[None, : self._goal.objectives]))
         self._posterior.believe(row)
 
-    def _reference_point(self, uniform: int) -> Floats:
-        """A quantile of the predictions for those uniform samples that promise to succeed and meet the budgets;
-        where only a few do, for the likeliest ones. Bounded objectives end at their bound. With many contradicting
-        objectives hardly anything is better than the median in all of them; the quantile is then raised."""
-        m = self._goal.objectives
-        mean, std = self._posterior.mean[:uniform], self._posterior.std[:uniform]
-        chance = self._posterior.success[:uniform].copy()
+    def _promising(self) -> NDArray[np.int64]:
+        """Rows of those uniform samples that promise to succeed and to meet the budgets; where only a few do, the
+        likeliest ones."""
+        mean, std = self._posterior.mean[: self._uniform], self._posterior.std[: self._uniform]
+        chance = self._posterior.success[: self._uniform].copy()
         for column, bound in self._goal.bounds:
             chance *= chance_below(bound, mean[:, column], std[:, column])
         enough = min(len(chance), 4 * self._settings.batch)
         likely = np.flatnonzero(chance > 0.5)
-        if len(likely) < enough:
-            likely = np.argsort(-chance, kind="stable")[:enough]
+        return likely if len(likely) >= enough else np.argsort(-chance, kind="stable")[:enough]
+
+    def _reference_point(self) -> Floats:
+        """A quantile of the predictions for promising uniform samples. Bounded objectives end at their bound. With
+        many contradicting objectives hardly anything is better than the median in all of them; the quantile is then
+        raised."""
+        m = self._goal.objectives
+        mean = self._posterior.mean[self._likely, :m]
         point = np.zeros(m)
         for quantile in (self._settings.reference, *_WIDER):
-            point = np.quantile(mean[likely, :m], max(quantile, self._settings.reference), axis=0)
+            point = np.quantile(mean, max(quantile, self._settings.reference), axis=0)
             for column, bound in self._goal.bounds:
                 if column < m:
                     # inside the budget every latency is welcome: the bound itself, not a quantile of what meets it
                     point[column] = bound
-            if (mean[likely, :m] < point).all(axis=1).mean() >= _INSIDE:
+            if (mean < point).all(axis=1).mean() >= _INSIDE:
                 break
         return np.asarray(point)
