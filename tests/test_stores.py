@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +237,13 @@ def test_the_file_is_a_plain_append_only_database_with_a_write_ahead_log(store: 
         ("toy:0.2", "val_error_pct", None, 10 / 3, "ok", ""),
         ("toy:0.2", "latency_ms", "böard", None, "oom", "Speicher voll: 2 µs, 漢字"),
     ]
-    for change in ("UPDATE measurements SET value = 0", "DELETE FROM measurements", "DELETE FROM steps"):
+    store.note("topic", {"number": 1})
+    for change in (
+        "UPDATE measurements SET value = 0",
+        "DELETE FROM measurements",
+        "DELETE FROM steps",
+        "UPDATE notes SET entry = ''",
+    ):
         with pytest.raises(sqlite3.IntegrityError, match="never changed"):
             outside.execute(change)
     outside.close()
@@ -438,6 +445,37 @@ def test_another_schema_is_refused_by_name(tmp_path: Path, version: int, age: st
     for way in (SqliteStore.open, SqliteStore.read):
         with pytest.raises(RunIncompatible, match=f"schema {version}.*{age} hwnas"):
             way(path)
+
+
+def as_of_schema_1(path: Path) -> None:
+    """What the version before notes would have written."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DROP TABLE notes")
+        connection.execute("UPDATE meta SET value = '1' WHERE key = 'schema'")
+        connection.execute("PRAGMA user_version = 1")
+
+
+def test_a_run_of_schema_1_is_read_as_it_is_and_continued_with_notes(tmp_path: Path) -> None:
+    path = a_run(tmp_path, 3)
+    as_of_schema_1(path)
+    with closing(SqliteStore.read(path)) as reader:
+        assert (len(reader.rows()), list(reader.notes("topic"))) == (6, [])
+        assert reader.meta["schema"] == "1"
+        with closing(SqliteStore.open(path)) as store:
+            assert (len(store.rows()), list(store.notes("topic"))) == (6, [])
+            assert store.meta["schema"] == "2"
+            store.note("topic", {"number": 1})
+            assert list(reader.notes("topic")) == [{"number": 1}]
+    with closing(SqliteStore.open(path)) as again:
+        assert list(again.notes("topic")) == [{"number": 1}]
+    with closing(sqlite3.connect(path)) as outside, pytest.raises(sqlite3.IntegrityError, match="never changed"):
+        outside.execute("DELETE FROM notes")
+
+
+def test_a_creation_of_schema_1_that_was_killed_is_made_anew(tmp_path: Path) -> None:
+    path = a_run(tmp_path, 0)
+    as_of_schema_1(path)
+    SqliteStore.create(path).close()
 
 
 def test_a_database_is_never_overwritten(tmp_path: Path) -> None:

@@ -135,8 +135,8 @@ class Evaluator(Protocol):
     same way, so that an answer can be found in the store before it is paid again.
 
     Optional methods, for evaluators that time networks. `contexts(metric, device) -> Sequence[Context]`: all contexts
-    that its answers may have, where some are measured and others predicted. `remember(rows)`: learn from measurements
-    of a run that is continued. `close()`: release the device.
+    that its answers may have, where some are measured and others predicted. `join(store)`: learn what the run already
+    has, and from now on note in its store what a continued run has to know. `close()`: release the device.
     """
 
     name: str
@@ -168,6 +168,12 @@ class Store(Protocol):
 
     def last_step(self) -> tuple[int, list[list[str]], Mapping[str, Any], Ledger] | None:
         """What `commit_step` stored last: step, architecture keys of each step in order, generator state, ledger."""
+
+    def note(self, topic: str, entry: Mapping[str, Any]) -> None:
+        """Add something beside the measurements that a continued run has to know, durably; plain JSON values."""
+
+    def notes(self, topic: str) -> Sequence[Mapping[str, Any]]:
+        """All notes of a topic in the order in which they came."""
 
     def close(self) -> None:
         """Release the file."""

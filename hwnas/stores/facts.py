@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Context, Measurement
@@ -24,6 +26,15 @@ class Facts:
     def find(self, architecture: Architecture, metric: str, context: Context) -> Measurement | None:
         """The newest fact with exactly this context, or None."""
         return self._newest.get((architecture, metric, context))
+
+
+def note_text(entry: Mapping[str, Any]) -> str:
+    """A note as it is stored.
+
+    Raises:
+        ValueError, TypeError: It holds what is no JSON, such as nan.
+    """
+    return json.dumps(dict(entry), allow_nan=False, separators=(",", ":"))
 
 
 def newly_told(state: SearchState, steps: Sequence[Sequence[str]], facts: Facts) -> list[str]:

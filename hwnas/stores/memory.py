@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from hwnas.core.ledger import Ledger
 from hwnas.core.measurement import Context, Measurement
 from hwnas.core.state import SearchState
 from hwnas.stores import codec
-from hwnas.stores.facts import Facts, newly_told
+from hwnas.stores.facts import Facts, newly_told, note_text
 
 
 class MemoryStore:
@@ -20,6 +21,7 @@ class MemoryStore:
         self._facts = Facts()
         self._steps: list[list[str]] = []
         self._saved: tuple[bytes, Ledger] | None = None
+        self._notes: list[tuple[str, str]] = []
 
     def append(self, rows: Sequence[Measurement]) -> None:
         """Add facts."""
@@ -51,6 +53,18 @@ class MemoryStore:
             return None
         blob, ledger = self._saved
         return len(self._steps), [list(keys) for keys in self._steps], codec.unpack(blob), ledger
+
+    def note(self, topic: str, entry: Mapping[str, Any]) -> None:
+        """Add a note.
+
+        Raises:
+            ValueError, TypeError: It holds what is no JSON.
+        """
+        self._notes.append((topic, note_text(entry)))
+
+    def notes(self, topic: str) -> Sequence[Mapping[str, Any]]:
+        """All notes of a topic in the order in which they came."""
+        return tuple(json.loads(text) for name, text in self._notes if name == topic)
 
     def close(self) -> None:
         """Nothing to release."""

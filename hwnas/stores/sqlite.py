@@ -10,7 +10,10 @@ disk: processes on different machines must not share it over a network file syst
     measurements(id, architecture, metric, device, value, status, low, high, message, context, recorded)   append-only
     steps(step, architectures, ledger, recorded)                                                           append-only
     generator(step, state)    one row: what was learned up to the last step (hwnas.stores.codec.pack)
+    notes(id, topic, entry, recorded)    what else a continued run has to know, e.g. records of measurements   append-only
     meta(key, value)          schema, run_id, created, hwnas
+
+Schema 1 had no notes. Such a database can be read as it is, and gets the table when it is opened to be continued.
 """
 
 from __future__ import annotations
@@ -33,17 +36,35 @@ from hwnas.core.measurement import Context, Measurement, Status
 from hwnas.core.state import SearchState
 from hwnas.errors import RunCorrupt, RunError, RunExists, RunIncompatible, RunLocked
 from hwnas.stores import codec
-from hwnas.stores.facts import Facts, newly_told
+from hwnas.stores.facts import Facts, newly_told, note_text
 from hwnas.stores.files import refusal
 from hwnas.stores.lock import RunLock
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SIDE_FILES = ("", "-wal", "-shm", "-journal")  # what SQLite keeps of one database: behind its name
 APPLICATION_ID = 0x68776E61  # "hwna", in the file's header: tells our databases from others
 _BUSY_S = 5.0  # how long to wait for a foreign program that holds the database for a moment
 
 _NOW = "(strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))"
-_SCHEMA = f"""
+
+
+def _append_only(*tables: str) -> str:
+    """Triggers that keep rows as they were written."""
+    return "".join(
+        f"CREATE TRIGGER {table}_{verb} BEFORE {verb} ON {table} "
+        f"BEGIN SELECT RAISE(ABORT, '{table} are facts: appended, never changed'); END;\n"
+        for table in tables
+        for verb in ("UPDATE", "DELETE")
+    )
+
+
+_NOTES = f"""
+CREATE TABLE notes (
+    id INTEGER PRIMARY KEY, topic TEXT NOT NULL, entry TEXT NOT NULL, recorded TEXT NOT NULL DEFAULT {_NOW}
+);
+""" + _append_only("notes")
+_SCHEMA = (
+    f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE measurements (
     id INTEGER PRIMARY KEY, architecture TEXT NOT NULL, metric TEXT NOT NULL, device TEXT,
@@ -54,13 +75,12 @@ CREATE TABLE steps (
     step INTEGER PRIMARY KEY, architectures TEXT NOT NULL, ledger TEXT NOT NULL, recorded TEXT NOT NULL DEFAULT {_NOW}
 );
 CREATE TABLE generator (only INTEGER PRIMARY KEY CHECK (only = 1), step INTEGER NOT NULL, state BLOB NOT NULL);
-""" + "".join(
-    f"CREATE TRIGGER {table}_{verb} BEFORE {verb} ON {table} "
-    f"BEGIN SELECT RAISE(ABORT, '{table} are facts: appended, never changed'); END;\n"
-    for table in ("measurements", "steps")
-    for verb in ("UPDATE", "DELETE")
+"""
+    + _append_only("measurements", "steps")
+    + _NOTES
 )
-_TABLES = {"meta", "measurements", "steps", "generator"}
+_FIRST_TABLES = {"meta", "measurements", "steps", "generator"}  # of schema 1
+_TABLES = {1: _FIRST_TABLES, SCHEMA_VERSION: _FIRST_TABLES | {"notes"}}
 _INSERT = (
     "INSERT INTO measurements (architecture, metric, device, value, status, low, high, message, context) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -125,7 +145,7 @@ class SqliteStore:
         path = _existing(path)
         lock = RunLock(path.parent)
         try:
-            return cls._connected(path, lock, _check)
+            return cls._connected(path, lock, _upgrade)
         except BaseException:
             lock.release()
             raise
@@ -227,6 +247,29 @@ class SqliteStore:
                 raise ValueError(f"{len(steps)} steps are stored, the last has the number {step}")
             return step, steps, codec.unpack(blob), Ledger.from_json(json.loads(ledger))
 
+    def note(self, topic: str, entry: Mapping[str, Any]) -> None:
+        """Add a note.
+
+        Raises:
+            ValueError, TypeError: It holds what is no JSON.
+            RunError: It cannot be written; nothing stored before is lost.
+        """
+        text = note_text(entry)
+        with self._writing():
+            self._connection.execute("INSERT INTO notes (topic, entry) VALUES (?, ?)", (topic, text))
+
+    def notes(self, topic: str) -> Sequence[Mapping[str, Any]]:
+        """All notes of a topic in the order in which they came; none in a database of schema 1.
+
+        Raises:
+            RunCorrupt: What is stored cannot be read.
+        """
+        with _reading(self.path):
+            if self._connection.execute("PRAGMA user_version").fetchone() == (1,):
+                return ()
+            found = self._connection.execute("SELECT entry FROM notes WHERE topic = ? ORDER BY id", (topic,))
+            return tuple(json.loads(text) for (text,) in found.fetchall())
+
     def close(self) -> None:
         """Release the file and the right to write to it. Closing twice does nothing."""
         self._connection.close()
@@ -243,8 +286,7 @@ class SqliteStore:
                 yield
                 self._connection.execute("COMMIT")
             except BaseException:
-                with suppress(sqlite3.Error):  # SQLite has rolled back by itself after some errors
-                    self._connection.execute("ROLLBACK")
+                _roll_back(self._connection)
                 raise
 
     def _refresh(self) -> None:
@@ -269,7 +311,7 @@ def unused(path: Path) -> bool:
             if not made:
                 return True
             rows = "SELECT 1 FROM measurements UNION ALL SELECT 1 FROM steps"
-            return made == _TABLES and connection.execute(rows).fetchone() is None
+            return made in _TABLES.values() and connection.execute(rows).fetchone() is None
     except sqlite3.Error:
         return False  # damaged, or no database: somebody's, and not ours to judge
 
@@ -303,18 +345,32 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     if application != APPLICATION_ID:
         raise RunCorrupt(_damaged(path, "it is empty, truncated or no database of hwnas"))
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version != SCHEMA_VERSION:
+    if version not in _TABLES:
         other = "a newer" if version > SCHEMA_VERSION else "an older"
         raise RunIncompatible(
-            f"{path} has schema {version}, hwnas {hwnas.__version__} reads schema {SCHEMA_VERSION}: it was made by "
+            f"{path} has schema {version}, hwnas {hwnas.__version__} reads schema 1 to {SCHEMA_VERSION}: it was made by "
             f"{other} hwnas. Continue it with that version (run.toml names it), or start a new run"
         )
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise RunCorrupt(_damaged(path, verdict))
-    missing = _TABLES - {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    missing = _TABLES[version] - {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
     if missing:
         raise RunCorrupt(_damaged(path, f"it lacks the tables {', '.join(sorted(missing))}"))
+
+
+def _upgrade(connection: sqlite3.Connection, path: Path) -> None:
+    """Check a database and bring it to this schema, in one transaction. An older hwnas then refuses it by name."""
+    _check(connection, path)
+    if connection.execute("PRAGMA user_version").fetchone() == (1,):
+        try:
+            connection.executescript(f"BEGIN IMMEDIATE; {_NOTES}")
+            connection.execute("UPDATE meta SET value = ? WHERE key = 'schema'", (str(SCHEMA_VERSION),))
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            connection.execute("COMMIT")
+        except BaseException:
+            _roll_back(connection)
+            raise
 
 
 def _journal(connection: sqlite3.Connection, path: Path) -> None:
@@ -331,6 +387,11 @@ def _damaged(path: Path, reason: str) -> str:
         f"{path} is damaged: {reason}. Keep a copy of {path.parent}; `sqlite3 {path.name} .recover` may save its rows, "
         "and archive.csv beside it holds the counted evaluations as text. Then start a new run"
     )
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    with suppress(sqlite3.Error):  # SQLite has rolled back by itself after some errors
+        connection.execute("ROLLBACK")
 
 
 @contextmanager

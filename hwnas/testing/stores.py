@@ -156,6 +156,36 @@ class StoreSuite:
         assert found[:2] == (2, [[], ["toy:0.1"]])
         store.close()
 
+    def test_notes_come_back_by_topic_in_order_and_unchanged(self, tmp_path: Path) -> None:
+        store = self.make(tmp_path)
+        entries: list[dict[str, Any]] = [
+            {"figure": 0.1 + 0.2, "names": {"b": [1, None, True], "a": "2 µs, 漢字"}},
+            {"list": [1]},
+            {},
+        ]
+        store.note("böard", entries[0])
+        store.note("other", {"figure": 7})
+        for entry in entries[1:]:
+            store.note("böard", entry)
+        entries[1]["list"].append(2)  # what was noted does not follow
+        assert list(store.notes("böard")) == [entries[0], {"list": [1]}, {}]
+        assert list(store.notes("böard")[0]["names"]) == ["b", "a"]
+        assert list(store.notes("other")) == [{"figure": 7}]
+        assert list(store.notes("nothing")) == []
+        assert list(store.rows()) == []
+        assert store.last_step() is None
+        store.close()
+
+    @pytest.mark.parametrize(("wrong", "error"), [(math.nan, ValueError), (object(), TypeError)])
+    def test_a_note_that_is_no_json_is_refused_whole(
+        self, tmp_path: Path, wrong: object, error: type[Exception]
+    ) -> None:
+        store = self.make(tmp_path)
+        with pytest.raises(error):
+            store.note("topic", {"good": 1, "wrong": wrong})
+        assert list(store.notes("topic")) == []
+        store.close()
+
     def test_steps_follow_each_other(self, tmp_path: Path) -> None:
         store = self.make(tmp_path)
         one = self.advance(store, start(), [0, 1])
@@ -192,6 +222,7 @@ class StoreSuite:
         store = self.make(tmp_path)
         state = self.advance(store, start(), [0, 2], {"weights": np.ones(2)}, Ledger(evaluations=2))
         store.append(facts(3))  # paid in a step that was not committed any more
+        store.note("topic", {"number": 1})
         before, step = plain(store.rows()), store.last_step()
         assert step is not None
         store.close()
@@ -202,6 +233,8 @@ class StoreSuite:
         assert (again[:2], again[3]) == (step[:2], step[3])
         np.testing.assert_array_equal(again[2]["weights"], step[2]["weights"])
         assert store.find(architecture(3), "val_error_pct", ERROR) == facts(3)[0]
+        store.note("topic", {"number": 2})
+        assert list(store.notes("topic")) == [{"number": 1}, {"number": 2}]
         store.commit_step(state.tell(facts(3)), {}, Ledger())
         store.close()
 
@@ -233,6 +266,9 @@ class StoreSuite:
         assert plain(rows) == plain(stored[: len(rows)])
         step, keys, generator, _ = found
         assert len(rows) >= 2 * acknowledged
+        noted = [note["number"] for note in store.notes("steps")]
+        assert noted == list(range(len(noted)))
+        assert len(noted) >= max(acknowledged, len(rows) / 2), "a note is there before the rows that follow it"
         assert step >= acknowledged
         assert keys == [[architecture(number).key] for number in range(step)]
         assert generator["step"] == step, "the generator's state belongs to another step"
@@ -259,6 +295,7 @@ def _append_for_ever(suite: type[StoreSuite], folder: Path, pipe: Connection) ->
     """In a child process: one step after another, each acknowledged when it is stored, until killed."""
     store, state, number = suite().make(folder), start(), 0
     while True:
+        store.note("steps", {"number": number})
         for row in facts(number):
             store.append([row])
         state = state.tell(facts(number))
