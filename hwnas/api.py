@@ -18,7 +18,7 @@ from hwnas.core.ledger import Ledger
 from hwnas.core.measurement import Measurement, Source
 from hwnas.core.metrics import METRICS
 from hwnas.core.objective import Constraint, Objective
-from hwnas.core.protocols import SearchSpace
+from hwnas.core.protocols import SearchSpace, Store
 from hwnas.core.state import Evaluation, SearchState
 from hwnas.core.wording import origin, origins
 from hwnas.errors import InvalidSetting, RunCorrupt, RunError, UsageError
@@ -342,6 +342,7 @@ def _opened(assembly: Assembly, out: Path | None, directory: bool) -> Run:
     asked = assembly.config
     if not directory:
         search = assembly.search(MemoryStore())
+        _join(assembly, search.measure.store)
         return Run(assembly, search, assembly.start, Ledger(), None)
     generator = assembly.generator()  # a wrong setting is refused before the directory is made
     made = RunDirectory.create(
@@ -357,6 +358,7 @@ def _opened(assembly: Assembly, out: Path | None, directory: bool) -> Run:
         notation=assembly.space.format,
     )
     try:
+        _join(assembly, made.store)
         made.write_archive(assembly.start)
     except BaseException:
         made.close()
@@ -381,8 +383,7 @@ def _reopen(path: Path, given: Mapping[str, Any]) -> Run:
         made.set_notation(assembly.space.format)
         search = assembly.search(made.store)
         state, ledger = search.resume(assembly.start)
-        for evaluator in assembly.measured:
-            evaluator.remember(made.store.rows())
+        _join(assembly, made.store)
         made.write_archive(state)
     except BaseException:
         made.close()
@@ -390,6 +391,11 @@ def _reopen(path: Path, given: Mapping[str, Any]) -> Run:
             assembly.close()
         raise
     return Run(assembly, search, state, ledger, made)
+
+
+def _join(assembly: Assembly, store: Store) -> None:
+    for evaluator in assembly.measured:
+        evaluator.join(store)
 
 
 def _same_sources(directory: RunDirectory, assembly: Assembly) -> None:

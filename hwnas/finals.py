@@ -92,15 +92,17 @@ class Finals:
 
 
 def measure_front(assembly: Assembly, store: Store, state: SearchState) -> tuple[SearchState, int]:
-    """The state with careful measurements of everything that is or may be on the front, and how many were made."""
+    """The state with careful measurements of everything that is or may be on the front, and how many were made: by this
+    session, or by one that it continues."""
     made = 0
     for _ in range(_TURNS):
         chosen = hopeful(state)
         before = made
         for evaluator in assembly.measured:
             metrics = [metric for (metric, _), e in assembly.plan if e is evaluator]
-            rows, fresh = _finals(evaluator, store, state, chosen, metrics)
-            state, made = state.amend(rows), made + fresh
+            rows = _finals(evaluator, store, state, chosen, metrics)
+            # what an earlier session of this run has measured was paid for as well, and may change the front as well
+            state, made = state.amend(rows), made + len({row.architecture for row in rows})
         if made == before:
             break
     return state, made
@@ -235,8 +237,9 @@ def _finals(
     state: SearchState,
     chosen: Sequence[Architecture],
     metrics: Sequence[str],
-) -> tuple[list[Measurement], int]:
-    """Careful rows of some architectures: those that the run has already, and fresh ones for the others."""
+) -> list[Measurement]:
+    """Careful rows of some architectures that the state does not have: those that the run has already, and fresh ones
+    for the others."""
     rows: list[Measurement] = []
     missing = []
     current = {e.architecture: e for e in state.archive}
@@ -245,13 +248,13 @@ def _finals(
         if any(row is None for row in known):
             missing.append(architecture)
         else:
-            mine = current[architecture].measurements
-            rows += [row for row in known if row is not None and row not in mine]
+            mine = {(row.metric, row.context) for row in current[architecture].measurements}
+            rows += [row for row in known if row is not None and (row.metric, row.context) not in mine]
     if missing:
         fresh = evaluator.finals(missing, metrics)
         store.append(fresh)
         rows += fresh
-    return rows, len(missing)
+    return rows
 
 
 def _note(told: Mapping[str, Any]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Context, Measurement, Source, Status
 from hwnas.core.objective import Objective
 from hwnas.core.state import SearchState
+from hwnas.errors import RunCorrupt
 from hwnas.evaluators.measured import LATENCY, MeasuredEvaluator, Screening
 from hwnas.finals import hopeful
 from hwnas.measure import Measure
@@ -56,6 +58,9 @@ class Stopwatch:
                 else Measurement(architecture, metric, value, MEASURED, interval=(0.97 * value, 1.03 * value))
                 for metric in (LATENCY, "cpu_time_ms")
             }
+
+    def join(self, notes: Sequence[Mapping[str, Any]], note: Callable[[Mapping[str, Any]], None]) -> None:
+        del notes, note
 
     def close(self) -> None:
         self.closed = True
@@ -162,11 +167,13 @@ def test_failures_are_rows_and_teach_nothing() -> None:
 
 
 def test_a_continued_run_remembers() -> None:
+    store = MemoryStore()
     before = MeasuredEvaluator(DEVICE, Stopwatch())
-    rows = list(before.evaluate(drawn(4), WANTED))
+    before.join(store)
+    store.append(list(before.evaluate(drawn(4), WANTED)))
     meter = Stopwatch()
     after = MeasuredEvaluator(DEVICE, meter, predictor=Oracle(), screening=Screening(first=4, audit=0))
-    after.remember(rows)
+    after.join(store)
     assert {row.context.source for row in after.evaluate(drawn(6)[4:], WANTED)} == {Source.PREDICTED}
     assert meter.asked == []
 
@@ -182,6 +189,44 @@ def test_an_interrupted_step_finds_predicted_rows_again() -> None:
     assert again == rows
     assert [row.context.source for row in rows] == [Source.PREDICTED] * 2
     assert (ledger.cost_queries, ledger.predicted) == (0, 2)
+
+
+@pytest.mark.parametrize("stored", range(9))
+def test_a_search_that_ends_inside_a_step_decides_the_rest_of_it_as_it_would_have(stored: int) -> None:
+    """Although more is known by then: what is predicted, and which predictions a measurement checks."""
+    settings = Screening(first=4, audit=3)
+
+    def made(store: MemoryStore) -> MeasuredEvaluator:
+        evaluator = MeasuredEvaluator(DEVICE, Stopwatch(), predictor=Oracle(), screening=settings)
+        evaluator.join(store)
+        return evaluator
+
+    def search(evaluator: MeasuredEvaluator, store: MemoryStore, upto: int | None = None) -> None:
+        measure = Measure(store, tuple((wanted, evaluator) for wanted in WANTED))
+        for begin in (0, 8, 16):
+            if begin == 8 and upto is not None:
+                for row in list(evaluator.evaluate(drawn(16)[8:], WANTED))[:upto]:
+                    store.append([row])
+                return
+            measure(drawn(begin + 8)[begin:])
+
+    whole, broken = MemoryStore(), MemoryStore()
+    expected = made(whole)
+    search(expected, whole)
+    search(made(broken), broken, upto=stored)
+    resumed = made(broken)
+    search(resumed, broken)
+    told = [{row.architecture: row for row in store.rows()} for store in (whole, broken)]
+    assert told[0] == told[1]
+    assert len(broken.rows()) == len(whole.rows())
+    assert resumed.audits == expected.audits == (5, 5)
+
+
+def test_notes_that_make_no_sense_are_damage() -> None:
+    store = MemoryStore()
+    store.note(f"measured@{DEVICE}", {"what": "screened", "predicted": 7})
+    with pytest.raises(RunCorrupt, match="noted of device"):
+        MeasuredEvaluator(DEVICE, Stopwatch()).join(store)
 
 
 def test_final_measurements_go_to_the_careful_protocol() -> None:

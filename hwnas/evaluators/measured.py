@@ -7,8 +7,9 @@ say so (source `predicted`). What the search ends with is measured, always (`fin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,9 +18,12 @@ from numpy.typing import NDArray
 
 from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Context, Measurement, Source
+from hwnas.core.protocols import Store
+from hwnas.errors import RunCorrupt
 
 Floats = NDArray[np.float64]
 OnProgress = Callable[[int, int, str], None]
+Note = Callable[[Mapping[str, Any]], None]
 LATENCY = "latency_ms"
 
 
@@ -44,6 +48,18 @@ class Meter(Protocol):
 
     def measure_file(self, path: Path) -> tuple[float, float, float] | str:
         """Latency of an ONNX file and its 95 % interval, ms, with the most careful protocol; or why there is none."""
+
+    def join(self, notes: Sequence[Mapping[str, Any]], note: Note) -> None:
+        """Take up a run: answer, count and summarise as if its earlier sessions had been this one.
+
+        Args:
+            notes: What they noted, in order; empty in the first session. Others than the meter's own are among them.
+            note: Takes plain values (with a word for their kind as `what`) that a later session must know.
+
+        Raises:
+            RunIncompatible: The run measured with other settings of the device.
+            KeyError, TypeError, ValueError: The notes are damaged.
+        """
 
     def watch(self, on_progress: OnProgress) -> None:
         """From now on, say what is being measured: (networks done, of how many, what goes on)."""
@@ -127,6 +143,9 @@ class MeasuredEvaluator:
         self._known: dict[Architecture, Measurement] = {}  # measured latencies, in order
         self._predictable = 0  # networks that a prediction was good enough for
         self._audits: list[tuple[Measurement, Measurement]] = []  # (predicted, measured)
+        self._decided: dict[Architecture, Measurement | None] = {}  # in earlier sessions: the good prediction, if any
+        self._checked: dict[Architecture, Measurement] = {}  # predictions that a measurement shall check
+        self._note: Note = lambda told: None
         self._fitted = 0
 
     def context(self, metric: str, device: str | None) -> Context | None:
@@ -146,11 +165,35 @@ class MeasuredEvaluator:
             return f"{metric} of {device} is not measured on {self.device}"
         return "" if self.meter.context(metric) is not None else self.meter.why_not(metric)
 
-    def remember(self, rows: Iterable[Measurement]) -> None:
-        """Learn from measurements that a run already has."""
-        for row in rows:
-            if row.metric == LATENCY and row.context.device == self.device:
-                self._note(row)
+    def join(self, store: Store) -> None:
+        """Take up a run: learn what its store holds, and note there what a later session must know, so that a search
+        that is killed at any moment goes on as if it had not been.
+
+        Raises:
+            RunIncompatible: The run measured with other settings of the device.
+            RunCorrupt: What is noted there cannot be read.
+        """
+        topic = f"measured@{self.device}"
+        notes = store.notes(topic)
+        self._note = partial(store.note, topic)
+        try:
+            for told in notes:
+                if told["what"] == "screened":
+                    self._take_up(told)
+            self.meter.join(notes, self._note)
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunCorrupt(
+                f"what the run noted of device {self.device} cannot be read ({error}). Keep a copy of the run, and "
+                "start a new one"
+            ) from error
+        known = self.contexts(LATENCY, self.device)
+        for row in store.rows():
+            if row.metric != LATENCY or row.context not in known:  # of finals nothing is learned
+                continue
+            if row.context.source is Source.PREDICTED:
+                self._predictable += row.architecture not in self._decided  # of a run that noted no decisions
+            else:
+                self._learn(row)
 
     def evaluate(
         self, architectures: Sequence[Architecture], wanted: Sequence[tuple[str, str | None]]
@@ -161,23 +204,13 @@ class MeasuredEvaluator:
             ValueError: If a wanted metric has no context here.
         """
         metrics = [self._must(metric, device) for metric, device in wanted]
-        predicted = self._predict(architectures) if metrics == [LATENCY] else {}
-        good: list[Measurement] = []
-        checked: dict[Architecture, Measurement] = {}
-        for architecture, row in predicted.items():
-            self._predictable += 1
-            if self._screening.audit and self._predictable % self._screening.audit == 0:
-                checked[architecture] = row
-            else:
-                good.append(row)
+        good = [] if self._predictor is None else self._screen(architectures, predict=metrics == [LATENCY])
         yield from good
         skipped = {row.architecture for row in good}
         rest = [architecture for architecture in architectures if architecture not in skipped]
-        for architecture, rows in zip(rest, self.meter.measure(rest), strict=True):
+        for rows in self.meter.measure(rest):
             if LATENCY in rows:
-                self._note(rows[LATENCY])
-                if architecture in checked and rows[LATENCY].status.has_value:
-                    self._audits.append((checked[architecture], rows[LATENCY]))
+                self._learn(rows[LATENCY])
             for metric in metrics:
                 yield rows[metric]
 
@@ -202,11 +235,56 @@ class MeasuredEvaluator:
         """Release the device."""
         self.meter.close()
 
-    def _note(self, row: Measurement) -> None:
-        if row.context.source is Source.PREDICTED:
-            self._predictable += 1
-        elif row.status.has_value:
+    def _learn(self, row: Measurement) -> None:
+        """A measured latency teaches the predictor, and checks what was predicted."""
+        if row.status.has_value:
             self._known[row.architecture] = row
+            if row.architecture in self._checked:
+                self._audits.append((self._checked.pop(row.architecture), row))
+
+    def _screen(self, architectures: Sequence[Architecture], *, predict: bool) -> list[Measurement]:
+        """Predictions that take the place of a measurement. What an earlier session decided of these stays so, however
+        much has been measured since: it ended before all of the answers were stored."""
+        decided = [self._decided[a] for a in architectures if a in self._decided]
+        fresh = [a for a in architectures if a not in self._decided]
+        if not fresh:
+            return [row for row in decided if row is not None]
+        good: list[Measurement] = []
+        checked: dict[Architecture, Measurement] = {}
+        for architecture, row in (self._predict(fresh) if predict else {}).items():
+            self._predictable += 1
+            if self._screening.audit and self._predictable % self._screening.audit == 0:
+                checked[architecture] = row
+            else:
+                good.append(row)
+        self._checked |= checked
+        skipped = {row.architecture for row in good}
+        self._note(
+            {
+                "what": "screened",
+                "measured": [a.key for a in fresh if a not in skipped],
+                "predicted": {row.architecture.key: _figure(row) for row in good},
+                "checked": {a.key: _figure(row) for a, row in checked.items()},
+            }
+        )
+        return [row for row in decided if row is not None] + good
+
+    def _take_up(self, told: Mapping[str, Any]) -> None:
+        """What an earlier session decided in one step."""
+        context = _predicted(self._must_context(LATENCY))
+
+        def row(architecture: Architecture, figure: Sequence[float]) -> Measurement:
+            value, low, high = figure
+            return Measurement(architecture, LATENCY, value, context, interval=(low, high))
+
+        self._decided |= {Architecture.from_key(key): None for key in told["measured"]}
+        for key, figure in told["predicted"].items():
+            architecture = Architecture.from_key(key)
+            self._decided[architecture] = row(architecture, figure)
+        for key, figure in told["checked"].items():
+            architecture = Architecture.from_key(key)
+            self._checked[architecture] = row(architecture, figure)
+        self._predictable += len(told["predicted"]) + len(told["checked"])
 
     def _predict(self, architectures: Sequence[Architecture]) -> dict[Architecture, Measurement]:
         """Predictions that are good enough, by architecture."""
@@ -241,6 +319,11 @@ def _predicted(measured: Context) -> Context:
     return replace(
         measured, source=Source.PREDICTED, fidelity=None, origin=f"predicted from measurements on {measured.device}"
     )
+
+
+def _figure(row: Measurement) -> list[float]:
+    low, high = row.interval or (row.value, row.value)
+    return [row.value, low, high]
 
 
 def _overlap(a: Measurement, b: Measurement) -> bool:

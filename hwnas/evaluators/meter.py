@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from hwnas.profiling.energy import why_no_meter
 from hwnas.profiling.profiler import Profiler
 from hwnas.profiling.protocol import Protocol, protocol
 from hwnas.profiling.record import Record, tells_cpu_time
+
+Note = Callable[[Mapping[str, Any]], None]
 
 
 class SpaceMeter:
@@ -52,6 +54,9 @@ class SpaceMeter:
         self._folder = tempfile.TemporaryDirectory(prefix="hwnas-")
         self._exported: dict[Architecture, Candidate] = {}
         self.records: dict[Architecture, Record] = {}
+        self._networks: dict[Architecture, str] = {}  # of earlier sessions of the run as well
+        self._earlier: dict[tuple[str, Architecture], Record] = {}  # what those measured, by protocol
+        self._note: Note = lambda told: None
         self._energy = _energy_reason(profiler)
 
     def context(self, metric: str, *, final: bool = False) -> Context | None:
@@ -85,6 +90,23 @@ class SpaceMeter:
                 raise ExportFailed(f"{self.space.format(architecture)} cannot be written as ONNX: {told}")
         return list({self._exported[a].id: self._exported[a] for a in architectures}.values())
 
+    def join(self, notes: Sequence[Mapping[str, Any]], note: Note) -> None:
+        """See `hwnas.evaluators.measured.Meter`."""
+        asked: dict[str, Mapping[str, str]] = {}
+        for told in notes:
+            if told["what"] == "asked":
+                asked[told["protocol"]] = told["networks"]
+                self._networks |= {Architecture.from_key(key): name for key, name in told["networks"].items()}
+            elif told["what"] in ("batch", "kept"):
+                records = {record["subject"]["id"]: record for record in told["records"]}
+                for key, name in asked.get(told["protocol"], {}).items():
+                    if name in records:
+                        architecture = Architecture.from_key(key)
+                        record = Record.from_json(records[name])
+                        self.records[architecture] = self._earlier[told["protocol"], architecture] = record
+        self._note = note
+        self.profiler.join(notes, note, self._find)
+
     def watch(self, on_progress: OnProgress) -> None:
         """See `hwnas.evaluators.measured.Meter`."""
         self.profiler.watch(on_progress)
@@ -96,8 +118,7 @@ class SpaceMeter:
 
     def network(self, architecture: Architecture) -> str | None:
         """The name of an architecture's network in `samples`; None where it was not run."""
-        known = self._exported.get(architecture)
-        return None if known is None else known.id
+        return self._networks.get(architecture)
 
     def measure(
         self, architectures: Sequence[Architecture], *, final: bool = False
@@ -105,12 +126,21 @@ class SpaceMeter:
         """See `hwnas.evaluators.measured.Meter`."""
         how = self._final if final else self._careful
         context = self._context(how)
-        failed = {a: told for a in dict.fromkeys(architectures) if (told := self._export(a)) is not None}
-        runnable = [self._exported[a] for a in architectures if a not in failed]
-        once = list({candidate.id: candidate for candidate in runnable}.values())
+        # an earlier session ended before its answers were stored: they are not measured twice
+        before = {a: record for a in architectures if (record := self._earlier.get((how.name, a))) is not None}
+        asked = [a for a in dict.fromkeys(architectures) if a not in before]
+        failed = {a: told for a in asked if (told := self._export(a)) is not None}
+        runnable = {a: self._exported[a] for a in asked if a not in failed}
+        once = list({candidate.id: candidate for candidate in runnable.values()}.values())
+        if once:
+            networks = {a.key: candidate.id for a, candidate in runnable.items()}
+            self._note({"what": "asked", "protocol": how.name, "networks": networks})
         found: dict[str, Record] = {}
         waiting = self.profiler.measure(once, how)
         for architecture in architectures:
+            if architecture in before:
+                yield {m: measurement(before[architecture], architecture, m, context) for m in self.metrics}
+                continue
             if architecture in failed:
                 yield {
                     m: _failure(architecture, m, context, Status.EXPORT_FAILED, failed[architecture])
@@ -134,7 +164,7 @@ class SpaceMeter:
 
     def summary(self) -> dict[str, Any]:
         """See `hwnas.evaluators.measured.Meter`."""
-        repeated = self.profiler.bench(self._careful).retests
+        repeated = self.profiler.history(self._careful.name).retests
         return self.profiler.describe() | {"retests": None if repeated is None else asdict(repeated)}
 
     def certificate(self, architecture: Architecture) -> dict[str, Any] | None:
@@ -174,7 +204,15 @@ class SpaceMeter:
             return f"{type(error).__name__}: {error}"
         same = facts.graph_hash[:16]
         self._exported[architecture] = Candidate(same, path, facts.graph_hash, facts.to_json())
+        self._networks[architecture] = same
         return None
+
+    def _find(self, name: str) -> Candidate | None:
+        """A network that an earlier session measured, written anew; None where that is not possible."""
+        architecture = next((a for a, known in self._networks.items() if known == name), None)
+        if architecture is None or self._export(architecture) is not None:
+            return None
+        return self._exported[architecture]
 
 
 def measurement(record: Record, architecture: Architecture, metric: str, context: Context) -> Measurement:

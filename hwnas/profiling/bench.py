@@ -18,6 +18,7 @@ from hwnas.core.measurement import Status
 from hwnas.profiling import statistics
 from hwnas.profiling.backend import DeviceInfo, Failure, MemoryInfo, SessionConfig
 from hwnas.profiling.energy import Energy
+from hwnas.profiling.history import History
 from hwnas.profiling.host import fingerprint
 from hwnas.profiling.protocol import Protocol
 from hwnas.profiling.record import Latency, Record, Sampling, Setup, Subject
@@ -27,12 +28,12 @@ from hwnas.seeding import stream
 
 Floats = NDArray[np.float64]
 OnProgress = Callable[[int, int, str], None]
+OnBatch = Callable[[Mapping[str, Any]], None]
 
 DEFAULT_SIGMA = 0.025  # between sessions, relative, on a device that was never calibrated
 DRIFT, REPEAT = 0.1, 0.25  # level of the references, log: worth a flag; worth measuring the batch again
 BUSY = 20.0  # % of the last 10 s in which some task waited for a CPU
 _PREEMPTED = 0.5  # share of samples
-_RETESTS = 3  # so many of them say how well figures repeat
 _SLOWEST_LOAD_S = {"tensorrt": 600.0, "ort-trt": 600.0}
 _LOAD_S, _LEAST_S, _TIMES = 60.0, 10.0, 50.0  # deadlines: loading; any other request; multiples of the expected time
 _WINDOW_S, _WINDOWS = 2.0, 3  # of energy
@@ -101,8 +102,13 @@ class Bench:
         memory, energy: Whether to ask for them as well.
         clock: Monotonic seconds.
         on_progress: Told (networks done, of how many, what is going on).
+        history: Of a session that is continued: batches go on counting there, on its level.
+        earlier: Finds a network of `history` that this session has not measured, to measure it again; None where it
+            cannot be had any more.
+        on_batch: Told what a batch added to the history and its records, as plain values, before anybody sees them.
 
     Attributes:
+        history: What later batches have to know of earlier ones.
         info: What the worker found.
         samples: Raw samples of everything measured, by id; of all processes, one behind the other.
         draws: Resamples of the figures, log ms, by id, on the level of the records. Those of one batch are joint, so
@@ -123,6 +129,9 @@ class Bench:
         energy: bool = False,
         clock: Callable[[], float] = time.monotonic,
         on_progress: OnProgress | None = None,
+        history: History | None = None,
+        earlier: Callable[[str], Candidate | None] = lambda name: None,
+        on_batch: OnBatch = lambda told: None,
     ) -> None:
         self._transport = transport
         self._config = config
@@ -134,10 +143,9 @@ class Bench:
         self._memory, self._energy = memory, energy
         self._clock = clock
         self._on_progress = on_progress or (lambda done, total, text: None)
-        self._batches = 0
-        self._level: dict[str, float] = {}  # log figures of the references in the first batch
-        self._known: dict[str, tuple[Candidate, float, float]] = {}  # measured: log figure, half width
-        self._pairs: list[tuple[float, float, tuple[float, float]]] = []
+        self.history = History() if history is None else history
+        self._earlier, self._on_batch = earlier, on_batch
+        self._measured: dict[str, Candidate] = {}
         self._alive = False
         self._loaded: dict[str, _Loaded] = {}
         self.samples: dict[str, Floats] = {}
@@ -171,7 +179,7 @@ class Bench:
     @property
     def levels(self) -> dict[str, float]:
         """Latency of the references in the first batch, ms: the level that all figures of this bench are on."""
-        return {name: math.exp(value) for name, value in self._level.items()}
+        return {name: math.exp(value) for name, value in self.history.level.items()}
 
     def find_level(self) -> dict[str, float]:
         """`levels`, measured now if nothing has been measured yet.
@@ -179,28 +187,24 @@ class Bench:
         Raises:
             WorkerDied, WorkerTimeout, Failure: The references themselves cannot be run.
         """
-        if not self._level:
+        if not self.history.level:
             for name, path in self._references.items():
                 self._load_one(name, path)
                 self._warm(name)
             self._level_of([self._rounds(stream(self._seed, 0, "level"))])
+            self._on_batch({**self.history.since(len(self.history.pairs), {}), "records": []})
         return self.levels
 
     @property
     def retests(self) -> statistics.Retests | None:
         """How well figures repeated in later batches; None before the second."""
-        first, second, halves = zip(*self._pairs, strict=True) if self._pairs else ((), (), ())
-        return statistics.retests([math.exp(x) for x in first], [math.exp(x) for x in second], halves)
+        return self.history.retests
 
     @property
     def sigma(self) -> float:
         """Between-session standard deviation that intervals contain, relative: as calibrated or assumed, or what
         this bench's own retests show where that is more. A machine may be busier than when it was calibrated."""
-        sigma = max(DEFAULT_SIGMA if self._sigma is None else self._sigma, self._least_sigma)
-        if len(self._pairs) < _RETESTS:
-            return sigma
-        first, second, _ = (np.array(column) for column in zip(*self._pairs, strict=True))
-        return max(sigma, statistics.retest_sigma(first, second))
+        return max(DEFAULT_SIGMA if self._sigma is None else self._sigma, self._least_sigma, self.history.sigma)
 
     def close(self) -> None:
         """End the worker."""
@@ -210,9 +214,10 @@ class Bench:
     # -- one batch ---------------------------------------------------------------------------------------------------
 
     def _batch(self, batch: Sequence[Candidate]) -> dict[str, Record]:
-        rng = stream(self._seed, self._batches, "rounds")
-        again = self._retested(batch, rng)
-        self._batches += 1
+        history = self.history
+        rng = stream(self._seed, history.batches, "rounds")
+        again, pairs = self._retested(batch, rng), len(history.pairs)
+        history.batches += 1
         faults = _Faults()
         members = {candidate.id: candidate for candidate in (*batch, *again)}
         started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -231,6 +236,9 @@ class Bench:
                 records[candidate.id] = self._record(candidate, sessions, level, faults, started)
                 self._keep(candidate.id, sessions, level)
         self._unload([name for name in self._loaded if name not in self._references])
+        self._on_batch(
+            {**history.since(pairs, records), "records": [records[candidate.id].to_json() for candidate in batch]}
+        )
         return records
 
     def _keep(self, name: str, sessions: Sequence[_Session], level: float) -> None:
@@ -435,22 +443,23 @@ class Bench:
         if not sessions or not self._references:
             return 0.0
         now = {name: _mean([s.wall.value[s.at(name)] for s in sessions]) for name in self._references}
-        if not self._level:
-            self._level = now
-        return _mean([now[name] - self._level[name] for name in now])
+        if not self.history.level:
+            self.history.level = now
+        return _mean([now[name] - self.history.level[name] for name in now])
 
     def _retested(self, batch: Sequence[Candidate], rng: np.random.Generator) -> list[Candidate]:
-        names = [name for name in self._known if name not in {candidate.id for candidate in batch}]
+        names = [name for name in self.history.figures if name not in {candidate.id for candidate in batch}]
         chosen = rng.permutation(len(names))[: self._protocol.retests]
-        return [self._known[names[i]][0] for i in chosen if self._known[names[i]][0].path.exists()]
+        found = [self._measured.get(names[i]) or self._earlier(names[i]) for i in chosen]
+        return [candidate for candidate in found if candidate is not None and candidate.path.exists()]
 
     def _note_retest(self, candidate: Candidate, sessions: Sequence[_Session], level: float) -> None:
         found = [s for s in sessions if candidate.id in s.ids]
         if found:
-            _, first, half = self._known[candidate.id]
+            first, half = self.history.figures[candidate.id]
             second, within = _combined([s.wall for s in found], [s.at(candidate.id) for s in found])
             joint = float(self._with_session(within, found, candidate.id))
-            self._pairs.append((first, second - level, (half, joint)))
+            self.history.pairs.append((first, second - level, (half, joint)))
 
     # -- records -----------------------------------------------------------------------------------------------------
 
@@ -526,7 +535,8 @@ class Bench:
         elif within > self._protocol.within:
             status = Status.UNCONVERGED
             message = f"interval of {within:.1%} after {sampling.rounds} rounds, wanted {self._protocol.within:.1%}"
-        self._known[name] = (candidate, value - level, half)
+        self._measured[name] = candidate
+        self.history.figures[name] = (value - level, half)
         return Record(
             Subject(name, candidate.graph_hash, candidate.facts),
             self._setup(loaded.reply["providers"]),

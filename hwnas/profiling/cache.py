@@ -32,7 +32,7 @@ WHERE excluded.rank >= results.rank
 """
 _BUSY_S = 30.0
 # where files are kept or how much a worker may use changes no figure
-_NOT_IDENTITY = ("cache", "memory_limit_mib")
+NOT_IDENTITY = ("cache", "memory_limit_mib")
 
 
 def result_key(graph_hash: str, config: SessionConfig, fingerprint: str) -> str:
@@ -47,7 +47,7 @@ def result_key(graph_hash: str, config: SessionConfig, fingerprint: str) -> str:
     Returns:
         64 hexadecimal digits.
     """
-    settings = {name: value for name, value in config.to_json().items() if name not in _NOT_IDENTITY}
+    settings = {name: value for name, value in config.to_json().items() if name not in NOT_IDENTITY}
     told = json.dumps([GRAPH_HASH_VERSION, graph_hash, settings, fingerprint], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(told.encode()).hexdigest()
 

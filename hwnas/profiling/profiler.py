@@ -23,12 +23,13 @@ from hwnas import atomic, resources
 from hwnas.core.device import Device
 from hwnas.core.measurement import Status
 from hwnas.devices import lacks
-from hwnas.errors import DataError, DeviceBusy, DeviceUnavailable
+from hwnas.errors import DataError, DeviceBusy, DeviceUnavailable, RunIncompatible
 from hwnas.locking import ExclusiveLock, Held
 from hwnas.profiling import statistics
 from hwnas.profiling.backend import CPU_RUNTIMES, DeviceInfo, Failure, SessionConfig
 from hwnas.profiling.bench import DEFAULT_SIGMA, Bench, Candidate, OnProgress
-from hwnas.profiling.cache import ResultCache, result_key
+from hwnas.profiling.cache import NOT_IDENTITY, ResultCache, result_key
+from hwnas.profiling.history import History
 from hwnas.profiling.host import fingerprint
 from hwnas.profiling.protocol import Protocol
 from hwnas.profiling.record import Latency, Record
@@ -84,6 +85,10 @@ class Profiler:
         self._folder = tempfile.TemporaryDirectory(prefix="hwnas-")
         self._references = write_references(Path(self._folder.name))
         self._benches: dict[str, Bench] = {}
+        self._histories: dict[str, History] = {}
+        self._level: dict[str, float] = {}  # of a run that is continued: its first batch's
+        self._note: Callable[[Mapping[str, Any]], None] = lambda told: None
+        self._earlier: Callable[[str], Candidate | None] = lambda name: None
         self._cache: ResultCache | None = None
         self._lock: _MachineLock | None = None
         self.config = session_config(device, self.runtime, shapes)
@@ -97,6 +102,47 @@ class Profiler:
         except BaseException:
             self.close()
             raise
+
+    def join(
+        self,
+        notes: Sequence[Mapping[str, Any]],
+        note: Callable[[Mapping[str, Any]], None],
+        earlier: Callable[[str], Candidate | None],
+    ) -> None:
+        """Take up a run: what is measured from now on is on the level of its earlier sessions, counts as their next
+        batches and contains the noise floor that they began with. Call it before anything is measured.
+
+        Args:
+            notes: What earlier sessions noted, in order; empty in the first.
+            note: Takes plain values that a later session must know, before anybody sees the records they belong to.
+            earlier: Finds a network that an earlier session measured, by its candidate's id.
+
+        Raises:
+            RunIncompatible: The run measured with other settings of the device.
+            KeyError, TypeError, ValueError: The notes are damaged.
+        """
+        identity = json.loads(json.dumps({**self.config.to_json(), **dict.fromkeys(NOT_IDENTITY)}))
+        began = next((told for told in notes if told["what"] == "device"), None)
+        if began is None:
+            note({"what": "device", "sigma": self.sigma, "config": identity})
+        else:
+            changed = [name for name, now in identity.items() if began["config"].get(name) != now]
+            if changed:
+                words = ", ".join(f"{name} {began['config'].get(name)!r}, now {identity[name]!r}" for name in changed)
+                raise RunIncompatible(
+                    f"device {self.device.name} was measured with {words}. Restore the device file, or start a new run"
+                )
+            self.sigma = None if began["sigma"] is None else float(began["sigma"])
+        for told in notes:
+            if told["what"] == "batch":
+                self.history(told["protocol"]).add(told)
+        self._level = next((history.level for history in self._histories.values() if history.level), {})
+        self._note, self._earlier = note, earlier
+
+    def history(self, protocol: str) -> History:
+        """What later batches by a protocol know of earlier ones, those of earlier sessions included. One that begins in
+        a session that continues a run begins on that run's level: the machine may be faster or slower today."""
+        return self._histories.setdefault(protocol, History(level=dict(self._level)))
 
     def measure(self, candidates: Sequence[Candidate], protocol: Protocol) -> Iterator[Record]:
         """A record for each candidate, in order; measured ones as their batch ends, and kept at once.
@@ -124,6 +170,7 @@ class Profiler:
             DeviceUnavailable: It does not start.
         """
         if protocol.name not in self._benches:
+            others = [history.sigma for name, history in self._histories.items() if name != protocol.name]
             try:
                 self._benches[protocol.name] = Bench(
                     self._transport(),
@@ -132,11 +179,14 @@ class Profiler:
                     references=self._references,
                     sigma=self.sigma,
                     # the search's retests say more of the machine as it is now than any calibration does
-                    least_sigma=max((bench.sigma for bench in self._benches.values()), default=0.0),
+                    least_sigma=max(others, default=0.0),
                     seed=self._seed,
                     memory=self._memory,
                     energy=self._energy,
                     on_progress=self._tell,
+                    history=self.history(protocol.name),
+                    earlier=lambda name: self._earlier(name),
+                    on_batch=lambda told: self._note({"what": "batch", "protocol": protocol.name, **told}),
                 )
             except (Failure, WorkerDied, WorkerTimeout) as error:
                 raise DeviceUnavailable(f"device {self.device.name} cannot be measured on: {error}") from error
@@ -279,6 +329,9 @@ class Profiler:
             today = self._on_todays_level(record, protocol)
             if today is not None:
                 found[candidate.id] = replace(today, subject=replace(record.subject, id=candidate.id))
+        if found:
+            records = [record.to_json() for record in found.values()]
+            self._note({"what": "kept", "protocol": protocol.name, "records": records})
         return found
 
     def _on_todays_level(self, record: Record, protocol: Protocol) -> Record | None:

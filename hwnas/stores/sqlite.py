@@ -10,7 +10,7 @@ disk: processes on different machines must not share it over a network file syst
     measurements(id, architecture, metric, device, value, status, low, high, message, context, recorded)   append-only
     steps(step, architectures, ledger, recorded)                                                           append-only
     generator(step, state)    one row: what was learned up to the last step (hwnas.stores.codec.pack)
-    notes(id, topic, entry, recorded)    what else a continued run has to know, e.g. records of measurements   append-only
+    notes(id, topic, entry, recorded)    what else a continued run has to know, as JSON                    append-only
     meta(key, value)          schema, run_id, created, hwnas
 
 Schema 1 had no notes. Such a database can be read as it is, and gets the table when it is opened to be continued.
@@ -348,8 +348,8 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     if version not in _TABLES:
         other = "a newer" if version > SCHEMA_VERSION else "an older"
         raise RunIncompatible(
-            f"{path} has schema {version}, hwnas {hwnas.__version__} reads schema 1 to {SCHEMA_VERSION}: it was made by "
-            f"{other} hwnas. Continue it with that version (run.toml names it), or start a new run"
+            f"{path} has schema {version}, hwnas {hwnas.__version__} reads schema 1 to {SCHEMA_VERSION}: it was made "
+            f"by {other} hwnas. Continue it with that version (run.toml names it), or start a new run"
         )
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":

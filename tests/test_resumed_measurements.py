@@ -1,0 +1,200 @@
+"""A measured search that is killed at any moment and continued ends like one that was not.
+
+On the simulated device, whose machine is slower or faster in every session: what a session that was killed knew has to
+come back for the figures of the next one to be on its level.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hwnas import finals
+
+# A process of its own, without threads, whose children search, are killed, and go on. One import for all of them.
+SEARCHES = """
+import json, os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+import onnx.checker, scipy.stats, sklearn.linear_model
+from hwnas import api, export, report
+from hwnas.evaluators import meter
+from hwnas.evaluators.measured import MeasuredEvaluator, Screening
+from hwnas.predictors import latency
+from hwnas.profiling import profiler
+from hwnas.profiling.protocol import PROTOCOLS
+from hwnas.stores.sqlite import SqliteStore
+from hwnas.testing.profiling import DirectTransport
+
+folder, device = Path(sys.argv[1]), sys.argv[2]
+for name in ("quick", "final"):
+    PROTOCOLS[name] = replace(PROTOCOLS[name], rounds=4, most_rounds=4, processes=1, resamples=20)
+MeasuredEvaluator.__init__.__kwdefaults__["screening"] = Screening(first=6, audit=3, within=0.5)
+report.write_figures = lambda *words: []  # half of the time, and nothing that is compared
+GIVEN = dict(devices=[device], budgets={"latency": "50ms"}, queries=20, batch=4, generator="random", preset="quick",
+             source="surrogate")
+log = []
+
+def watch(kill_at):
+    def watched(name):
+        method = getattr(SqliteStore, name)
+        def call(self, *words):
+            found = method(self, *words)
+            what = words[1]["what"] if name == "note" else words[0][0].metric if name == "append" else "step"
+            log.append(f"{name} {what}")
+            if len(log) == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return found
+        setattr(SqliteStore, name, call)
+    for name in ("note", "append", "commit_step"):
+        watched(name)
+
+def session(name, where, kill_at=0, resume=False):
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.environ["HWNAS_CACHE"] = str(where / "cache")
+    profiler._transport = lambda device: DirectTransport(name=name)
+    watch(kill_at)
+    try:
+        path = where / "run"
+        (api.open_run({}, resume=path) if resume else api.open_run(GIVEN, out=path)).finish()
+        (where / "log.json").write_text(json.dumps(log))
+    except BaseException:
+        import traceback
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+for text in sys.argv[3:]:
+    # "0": not killed; "7": killed after the 7th write; "7,2": and the continued one after its 2nd
+    where = folder / text
+    where.mkdir(exist_ok=True)
+    kills = [int(word) for word in text.split(",")] + [0]
+    for number, kill_at in enumerate(kills[: 1 if kills == [0, 0] else None]):
+        code = session("abcdef"[number], where, kill_at, resume=number > 0)
+        assert code == (-signal.SIGKILL if kill_at else 0), (text, number, code)
+"""
+
+
+def search(folder: Path, *kills: str) -> None:
+    device = folder / "simulated.toml"
+    device.write_text(
+        'name = "simulated"\ntitle = "A simulated device"\nkind = "cpu"\nruntimes = ["fake"]\nprecisions = ["fp32"]\n'
+        'metrics = ["latency_ms"]\nmeasured_how = "Simulated."\nhost = "local"\n'
+        "options = { seed = 0, jitter = 0, spread = 0, level = 0.04 }\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "HWNAS_TABLES"}
+    environment["XDG_DATA_HOME"] = str(folder / "data")
+    command = [sys.executable, "-c", SEARCHES, str(folder), str(device), *kills]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a search that was not killed, in `0`."""
+    folder = tmp_path_factory.mktemp("whole")
+    search(folder, "0")
+    return folder
+
+
+def leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """What a file says, by place, without what differs between two runs of the same search on the same machine: when,
+    how busy it was, and CPU time, which no references correct."""
+    gone = {"started", "wall_s", "conditions", "date", "recorded", "run_id", "folder", "run", "cpu_s", "command"}
+    gone |= {
+        "created",
+        "warm_runs",
+        "samples",
+        "level",
+        "cpu_time",
+        "cpu_low",
+        "cpu_high",
+        "first_run",
+        "load_s",
+        "build_s",
+        "retest_rel",
+        "flags",
+    }
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key not in gone:
+                yield from leaves(item, f"{where}/{key}")
+    else:
+        yield where, value
+
+
+def found(where: Path) -> dict[str, Any]:
+    run = where / "run"
+    told = {path.name: json.loads(path.read_text()) for path in sorted(run.glob("models/*.certificate.json"))}
+    told |= {name: json.loads((run / name).read_text()) for name in ("front.json", finals.FILE)}
+    for device in told[finals.FILE]["devices"].values():
+        device["retests"].pop("relative")  # of figures that are equal but for the last digit
+    return dict(leaves(told))
+
+
+def differences(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """By place, to five digits: a predictor's fit, of figures that differ in the last one, differs in the seventh."""
+
+    def same(one: Any, other: Any) -> bool:
+        floats = isinstance(one, float) and isinstance(other, float)
+        return math.isclose(one, other, rel_tol=1e-5) if floats else bool(one == other)
+
+    pairs = {place: (a.get(place), b.get(place)) for place in {**a, **b}}
+    return {place: pair for place, pair in pairs.items() if not same(*pair)}
+
+
+def moments(whole: Path) -> dict[str, int]:
+    """Writes after which a kill is worst, by what comes next."""
+    log = json.loads((whole / "0" / "log.json").read_text())
+    last_step = len(log) - log[::-1].index("commit_step step")
+    final = next(i for i in range(last_step, len(log)) if log[i] == "note batch") + 1
+    screened = [i for i, what in enumerate(log) if what == "note screened"]
+    return {
+        "a batch is measured, nothing of it stored": log.index("note batch") + 1,
+        "half of a batch is stored": log.index("note batch") + 4,
+        "half of the predictions are stored": screened[-1] + 3,
+        "the search is over": last_step,
+        "the front is measured, nothing of it stored": final,
+    }
+
+
+def test_a_killed_and_continued_search_ends_like_one_that_was_not(whole: Path) -> None:
+    kills = {name: str(at) for name, at in moments(whole).items()}
+    search(whole, *kills.values())
+    expected = found(whole / "0")
+    device = f"/{finals.FILE}/devices/simulated"
+    assert expected[f"{device}/retests/pairs"] > 0
+    assert expected[f"{device}/audits/0"] > 0
+    assert any(place.endswith(".certificate.json/simulated/latency/value") for place in expected)
+    for name, at in kills.items():
+        assert differences(found(whole / at), expected) == {}, name
+
+
+def test_it_may_be_killed_again(whole: Path) -> None:
+    worst = moments(whole)
+    half, final = worst["half of a batch is stored"], worst["the front is measured, nothing of it stored"]
+    kills = [f"{half},3,{final - half}"]
+    search(whole, *kills)
+    for at in kills:
+        assert differences(found(whole / at), found(whole / "0")) == {}, at
+
+
+@pytest.mark.slow
+def test_it_may_be_killed_at_any_write(whole: Path) -> None:
+    writes = len(json.loads((whole / "0" / "log.json").read_text()))
+    kills = [str(at) for at in range(4, writes, 3)]
+    search(whole, *kills)
+    for at in kills:
+        assert differences(found(whole / at), found(whole / "0")) == {}, at
