@@ -17,10 +17,11 @@ import hwnas
 from hwnas import optional, resources
 from hwnas.devices import device_names, lacks, load_device, user_folder
 from hwnas.errors import HwnasError
-from hwnas.locking import ExclusiveLock, Held
+from hwnas.locking import Held, lock_file, shared_folder
 from hwnas.profiling import host
 from hwnas.profiling.bench import BUSY, DEFAULT_SIGMA
 from hwnas.profiling.energy import find_meter
+from hwnas.profiling.machine import own_folder
 from hwnas.profiling.probing import Probed, probe_devices
 from hwnas.surrogates import Profile, find_profiles
 from hwnas.tables import catalogue
@@ -269,12 +270,22 @@ def _machine() -> Iterator[Finding]:
 
 
 def _locks() -> Iterator[Finding]:
-    for path in sorted((resources.user_cache() / "locks").glob("*.lock")):
-        lock = ExclusiveLock(path)
+    shared = shared_folder()
+    if shared is None:
+        told = f"{own_folder()}: other users are not kept out, as no folder is open to all"
+        yield Finding("locks", "folder", NOTE, told, "name one that all users can write to with HWNAS_LOCKS")
+    else:
+        yield Finding("locks", "folder", OK, str(shared))
+    folder = own_folder() if shared is None else shared
+    for path in sorted(folder.glob("hwnas-*.lock")):
+        name = path.stem.removeprefix("hwnas-")
+        lock = lock_file(folder, name)
         try:
             lock.acquire()
         except Held as held:
-            yield Finding("locks", path.stem, NOTE, f"{held.by} measures there", "wait, or use --wait SECONDS")
+            yield Finding("locks", name, NOTE, f"{held.by} measures there", "wait, or use --wait SECONDS")
+        except OSError as error:
+            yield Finding("locks", name, NOTE, f"{path} cannot be used: {error.strerror or error}", "remove it")
         else:
             lock.release()
-            yield Finding("locks", path.stem, OK, "free")
+            yield Finding("locks", name, OK, "free")

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two threads are far slower under load
+# tests that run side by side would wait for each other's turn on this machine: every process has locks of its own
+os.environ["HWNAS_LOCKS"] = tempfile.mkdtemp(prefix="hwnas-locks-")
+atexit.register(shutil.rmtree, os.environ["HWNAS_LOCKS"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

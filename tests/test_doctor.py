@@ -11,7 +11,7 @@ import pytest
 from hwnas import doctor, listing, optional
 from hwnas.cli import main
 from hwnas.devices import load_device
-from hwnas.locking import ExclusiveLock
+from hwnas.locking import lock_file
 from hwnas.profiling import host, probing
 from hwnas.profiling.profiler import Profiler, calibration_file, write_calibration
 from hwnas.profiling.protocol import protocol
@@ -19,7 +19,7 @@ from hwnas.profiling.protocol import protocol
 
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CACHE", "PROFILES", "DEVICES"):
+    for name in ("CACHE", "PROFILES", "DEVICES", "LOCKS"):
         monkeypatch.setenv(f"HWNAS_{name}", str(tmp_path / name.lower()))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.delenv("HWNAS_TABLES", raising=False)
@@ -111,8 +111,7 @@ def test_a_device_file_that_is_wrong_stands_in_nobody_elses_way(tmp_path: Path) 
 
 
 def test_who_holds_a_device_is_told(tmp_path: Path) -> None:
-    (tmp_path / "cache" / "locks").mkdir(parents=True)
-    lock = ExclusiveLock(tmp_path / "cache" / "locks" / "local.lock")
+    lock = lock_file(tmp_path / "locks", "local")
     lock.acquire()
     try:
         told = found(doctor.examine(), "locks", "local")
@@ -121,6 +120,7 @@ def test_who_holds_a_device_is_told(tmp_path: Path) -> None:
     finally:
         lock.release()
     assert found(doctor.examine(), "locks", "local").told == "free"
+    assert found(doctor.examine(), "locks", "folder").told == str(tmp_path / "locks")
 
 
 def test_calibrated_or_not_and_damaged(capsys: pytest.CaptureFixture[str]) -> None:

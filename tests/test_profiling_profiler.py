@@ -5,6 +5,7 @@ On the simulated device, in this process, so that what comes out is known.
 
 from __future__ import annotations
 
+import getpass
 import json
 import math
 import os
@@ -30,7 +31,7 @@ from hwnas.core.measurement import Source, Status
 from hwnas.errors import DataError, DeviceBusy, DeviceUnavailable, InvalidSetting
 from hwnas.evaluators.meter import SpaceMeter
 from hwnas.finals import Finals
-from hwnas.locking import ExclusiveLock, Held
+from hwnas.locking import Held, SharedLock, lock_file
 from hwnas.onnx_facts import model_facts
 from hwnas.profiling.bench import DEFAULT_SIGMA, Candidate
 from hwnas.profiling.cache import ResultCache, result_key
@@ -58,6 +59,7 @@ CELLS = {"a": (3, 3, 1, 3, 2, 3), "b": (0, 1, 0, 2, 0, 1), "c": (3, 2, 3, 2, 3, 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HWNAS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HWNAS_LOCKS", str(tmp_path / "locks"))
     return tmp_path / "cache"
 
 
@@ -330,24 +332,22 @@ def test_a_network_that_wants_more_than_the_device_file_grants_is_out_of_memory(
 # -- lock and calibration --------------------------------------------------------------------------------------------
 
 
-def test_one_process_may_hold_a_machine_several_times_and_lets_go_after_the_last(cache: Path) -> None:
-    path = cache / "locks" / "local.lock"
+def test_one_process_may_hold_a_machine_several_times_and_lets_go_after_the_last(tmp_path: Path) -> None:
     first, second = profiler(), profiler(replace(BOX, name="other"))
     first.close()
     with pytest.raises(Held, match="process"):
-        ExclusiveLock(path).acquire()
+        lock_file(tmp_path / "locks", "local").acquire()
     second.close()
     second.close()
-    lock = ExclusiveLock(path)
+    lock = lock_file(tmp_path / "locks", "local")
     lock.acquire()
     lock.release()
 
 
 def test_who_is_waited_for_is_said_once(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (cache / "locks").mkdir(parents=True)
-    other = ExclusiveLock(cache / "locks" / "local.lock")
+    other = lock_file(tmp_path / "locks", "local")
     other.acquire()
     with pytest.raises(DeviceBusy, match="--wait"):
         profiler()
@@ -355,16 +355,16 @@ def test_who_is_waited_for_is_said_once(
     with pytest.raises(DeviceBusy, match=f"process {os.getpid()}"):
         profiler(wait_s=0.01)
     (told,) = caplog.messages
-    assert told.startswith(f"waiting for at most 0.01 s: process {os.getpid()} on")
+    assert told.startswith(f"waiting for at most 0.01 s: process {os.getpid()} of {getpass.getuser()} on")
     caplog.clear()
-    acquire = ExclusiveLock.acquire
+    acquire = SharedLock.acquire
 
-    def released_meanwhile(lock: ExclusiveLock, *, timeout: float = 0) -> None:
+    def released_meanwhile(lock: SharedLock, *, timeout: float = 0) -> None:
         if timeout:
             other.release()
         acquire(lock, timeout=timeout)
 
-    monkeypatch.setattr(ExclusiveLock, "acquire", released_meanwhile)
+    monkeypatch.setattr(SharedLock, "acquire", released_meanwhile)
     with profiler(wait_s=5.0):
         assert [told[:23] for told in caplog.messages] == ["waiting for at most 5 s"]
 

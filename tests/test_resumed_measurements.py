@@ -193,8 +193,9 @@ def test_it_may_be_killed_again(whole: Path) -> None:
 
 @pytest.mark.slow
 def test_it_may_be_killed_at_any_write(whole: Path) -> None:
-    writes = len(json.loads((whole / "0" / "log.json").read_text()))
-    kills = [str(at) for at in range(4, writes, 3)]
+    log = json.loads((whole / "0" / "log.json").read_text())
+    # before the first batch there is no level yet: another session's machine is as fast as it is then
+    kills = [str(at) for at in range(log.index("note batch") + 1, len(log), 3)]
     search(whole, *kills)
     for at in kills:
         assert differences(found(whole / at), found(whole / "0")) == {}, at

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -23,14 +21,14 @@ from hwnas import atomic, resources
 from hwnas.core.device import Device
 from hwnas.core.measurement import Status
 from hwnas.devices import lacks
-from hwnas.errors import DataError, DeviceBusy, DeviceUnavailable, RunIncompatible
-from hwnas.locking import ExclusiveLock, Held
+from hwnas.errors import DataError, DeviceUnavailable, RunIncompatible
 from hwnas.profiling import statistics
 from hwnas.profiling.backend import CPU_RUNTIMES, DeviceInfo, Failure, SessionConfig
 from hwnas.profiling.bench import DEFAULT_SIGMA, Bench, Candidate, OnProgress
 from hwnas.profiling.cache import NOT_IDENTITY, ResultCache, result_key
 from hwnas.profiling.history import History
 from hwnas.profiling.host import fingerprint
+from hwnas.profiling.machine import MachineLock
 from hwnas.profiling.protocol import Protocol
 from hwnas.profiling.record import Latency, Record
 from hwnas.profiling.references import write_references
@@ -90,14 +88,14 @@ class Profiler:
         self._note: Callable[[Mapping[str, Any]], None] = lambda told: None
         self._earlier: Callable[[str], Candidate | None] = lambda name: None
         self._cache: ResultCache | None = None
-        self._lock: _MachineLock | None = None
+        self._lock: MachineLock | None = None
         self.config = session_config(device, self.runtime, shapes)
         try:
             self.sigma: float | None = None
             self.info = self._probe()
             self.fingerprint = fingerprint(self.info.facts)
             self.sigma = read_calibration(self.fingerprint, self.config)
-            self._lock = _MachineLock(device, wait_s)
+            self._lock = MachineLock(device, wait_s)
             self._cache = ResultCache(resources.user_cache() / "measurements.sqlite") if cached else None
         except BaseException:
             self.close()
@@ -485,55 +483,6 @@ def _transport(device: Device) -> Transport:
     if device.host == "local":
         return LocalTransport()
     return SshTransport(device.host.removeprefix("ssh:"), python=device.python)
-
-
-class _MachineLock:
-    """The right to measure on a machine: one process at a time, which may hold it several times.
-
-    All devices of a machine share it: two runtimes that time on the same cores disturb each other as two searches do.
-    """
-
-    _held: ClassVar[dict[Path, tuple[ExclusiveLock, int]]] = {}
-
-    def __init__(self, device: Device, wait_s: float) -> None:
-        folder = resources.user_cache() / "locks"
-        self._path = folder / f"{re.sub('[^A-Za-z0-9.-]+', '-', device.host)}.lock"
-        lock, count = self._held.get(self._path, (ExclusiveLock(self._path), 0))
-        if not count:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                self._take(lock, device, wait_s)
-            except Held as held:
-                raise DeviceBusy(
-                    f"{held.by} measures on the machine of device {device.name}; two at a time would disturb each "
-                    "other. Wait until that ends, or let this one wait with --wait SECONDS"
-                ) from None
-            except (OSError, NotImplementedError) as error:
-                raise DataError(
-                    f"the lock {self._path} cannot be used: {error}. Name another folder with HWNAS_CACHE"
-                ) from error
-        self._held[self._path] = lock, count + 1
-
-    @staticmethod
-    def _take(lock: ExclusiveLock, device: Device, wait_s: float) -> None:
-        """Take the lock; who is waited for is said once."""
-        try:
-            lock.acquire()
-        except Held as held:
-            if not wait_s:
-                raise
-            # a program that sets up no logging of its own, as the command line, writes this to standard error
-            logging.getLogger(__name__).warning(
-                "waiting for at most %g s: %s measures on the machine of device %s", wait_s, held.by, device.name
-            )
-            lock.acquire(timeout=wait_s)
-
-    def release(self) -> None:
-        lock, count = self._held.pop(self._path)
-        if count > 1:
-            self._held[self._path] = lock, count - 1
-        else:
-            lock.release()
 
 
 def _renewed(latency: Latency, *, shift: float, doubt: float, sigma: float, processes: int) -> Latency:

@@ -20,7 +20,7 @@ from typing import IO, Any
 from hwnas.core.measurement import Status
 from hwnas.errors import DeviceUnavailable
 from hwnas.profiling.backend import Failure
-from hwnas.profiling.wire import Message, WorkerDied, WorkerTimeout, frame, unframe
+from hwnas.profiling.wire import PARENT, Message, WorkerDied, WorkerTimeout, frame, unframe
 
 WORKER = "hwnas.profiling.worker"
 _TAIL = 2000  # characters of standard error that are quoted
@@ -35,11 +35,16 @@ class ProcessTransport:
     Args:
         command: What to start.
         environment: Variables to set in addition to ours.
+        watching: Whether the command is a worker itself, which may watch this process and end with it.
     """
 
-    def __init__(self, command: Sequence[str], environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, command: Sequence[str], environment: dict[str, str] | None = None, *, watching: bool = False
+    ) -> None:
+        self._watching = watching
         self._command = list(command)
-        self._environment = {**os.environ, **(environment or {})}
+        own = {name: value for name, value in os.environ.items() if name != PARENT}
+        self._environment = {**own, **(environment or {})}
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._errors: IO[str] | None = None
@@ -59,7 +64,7 @@ class ProcessTransport:
                 text=True,
                 encoding="utf-8",
                 errors="replace",
-                env=self._environment,
+                env=self._environment | (_parent() if self._watching else {}),
                 start_new_session=True,  # a group of its own, so that nothing outlives the worker
             )
         except OSError as error:
@@ -157,7 +162,7 @@ class LocalTransport(ProcessTransport):
     """
 
     def __init__(self, python: str = sys.executable, environment: dict[str, str] | None = None) -> None:
-        super().__init__([python, "-m", WORKER], environment)
+        super().__init__([python, "-m", WORKER], environment, watching=True)
 
 
 class SshTransport(ProcessTransport):
@@ -191,6 +196,12 @@ class SshTransport(ProcessTransport):
             raise DeviceUnavailable(f"{path} cannot be copied to {self._ssh[-1]}: {said or 'ssh failed'}")
         self._sent.add(digest)
         return name
+
+
+def _parent() -> dict[str, str]:
+    """What tells a worker whom to end with. Linux ends it with the *thread* that started it, so only the main thread,
+    which lasts as long as the process, says so; workers of others end when their standard input does."""
+    return {PARENT: str(os.getpid())} if threading.current_thread() is threading.main_thread() else {}
 
 
 def good(message: dict[str, Any], at: str | None) -> dict[str, Any]:

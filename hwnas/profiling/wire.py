@@ -28,6 +28,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 RS = "\x1e"
+PARENT = "HWNAS_PARENT"  # variable that tells a worker here the number of the process that it shall end with
 Message = Mapping[str, Any]
 
 
