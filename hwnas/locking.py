@@ -188,7 +188,8 @@ def shared_folder() -> Path | None:
     if named:
         return Path(named).expanduser()
     if os.name == "nt":
-        return Path(os.environ.get("PUBLIC", r"C:\Users\Public")) / "hwnas"
+        public = os.environ.get("PUBLIC")  # the folder of all users
+        return Path(public) / "hwnas" if public else None
     return next((folder for folder in map(Path, _FOLDERS) if _open_to_all(folder)), None)
 
 

@@ -28,7 +28,7 @@ from hwnas.config import SearchConfig
 from hwnas.core.architecture import Architecture
 from hwnas.core.device import Device
 from hwnas.core.measurement import Source, Status
-from hwnas.errors import DataError, DeviceBusy, DeviceUnavailable, InvalidSetting
+from hwnas.errors import DataError, DeviceBusy, DeviceUnavailable, InvalidSetting, RunIncompatible
 from hwnas.evaluators.meter import SpaceMeter
 from hwnas.finals import Finals
 from hwnas.locking import Held, SharedLock, lock_file
@@ -407,6 +407,42 @@ def test_a_damaged_calibration_is_named_with_the_way_out(content: str) -> None:
     path.write_text(content)
     with pytest.raises(DataError, match=r"\.json is damaged .*hwnas calibrate"):
         profiler()
+
+
+# -- a run that is continued -----------------------------------------------------------------------------------------
+
+
+def test_a_continued_run_stays_on_its_level_and_at_its_noise_floor(files: list[Candidate]) -> None:
+    box = replace(BOX, options={"seed": 0, "jitter": 0, "level": 0.05})
+    notes: list[Any] = []
+    with profiler(box, name="monday", cached=False) as device:
+        device.join([], notes.append, lambda name: None)
+        first = {record.subject.id: record.latency for record in device.measure(files, HASTY)}
+        write_calibration(device.fingerprint, device.config, 0.3, 5, 3, HASTY)
+    for protocol in (HASTY, CAREFUL):  # one that has measured before, and one that begins today
+        kept = json.loads(json.dumps(notes))
+        with profiler(box, name="tuesday", cached=False) as device:
+            device.join(kept, kept.append, lambda name: {c.id: c for c in files}[name])
+            assert device.noise_floor == (DEFAULT_SIGMA, False)
+            fresh = [replace(candidate, id=f"{candidate.id}-again") for candidate in files]
+            for candidate, record in zip(files, device.measure(fresh, protocol), strict=True):
+                assert record.latency.value == pytest.approx(first[candidate.id].value)
+                assert abs(record.latency.level) > 0.01  # the two days differ
+            retests = device.history(protocol.name).retests
+            assert (retests is None) == (protocol is CAREFUL)
+            assert device.history(protocol.name).batches == (2 if protocol is HASTY else 1)
+    with profiler(replace(box, threads=2)) as device, pytest.raises(RunIncompatible, match="threads 1, now 2"):
+        device.join(notes, notes.append, lambda name: None)
+
+
+def test_what_retests_showed_in_an_earlier_session_widens_the_intervals_of_the_next(files: list[Candidate]) -> None:
+    pairs = [[0.1 * i, 0.1 * i + 0.2, [0.05, 0.05]] for i in range(4)]
+    told = {"what": "batch", "protocol": "hasty", "batches": 3, "level": {}, "figures": {}, "pairs": pairs}
+    with profiler(cached=False) as device:
+        device.join([told], lambda told: None, lambda name: None)
+        for protocol in (HASTY, CAREFUL):
+            (record,) = device.measure(files[:1], protocol)
+            assert record.latency.sigma_session > 0.1
 
 
 # -- a space on a device ---------------------------------------------------------------------------------------------

@@ -123,6 +123,7 @@ def leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
         "load_s",
         "build_s",
         "retest_rel",
+        "retest_tau",
         "flags",
     }
     if isinstance(value, list):
@@ -140,7 +141,8 @@ def found(where: Path) -> dict[str, Any]:
     told = {path.name: json.loads(path.read_text()) for path in sorted(run.glob("models/*.certificate.json"))}
     told |= {name: json.loads((run / name).read_text()) for name in ("front.json", finals.FILE)}
     for device in told[finals.FILE]["devices"].values():
-        device["retests"].pop("relative")  # of figures that are equal but for the last digit
+        for name in ("relative", "tau"):  # of figures that are equal but for the last digit
+            device["retests"].pop(name)
     return dict(leaves(told))
 
 
