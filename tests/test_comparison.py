@@ -201,7 +201,7 @@ def test_a_busy_device_says_who_holds_it(capsys: pytest.CaptureFixture[str]) -> 
         assert holder.stdout.readline() == "held\n"
         assert cli("profile", "good.onnx", "--preset", "quick") == 7
         told = " ".join(capsys.readouterr().err.split())
-        assert f"process {holder.pid} on" in told
+        assert f"process {holder.pid} of " in told
         assert "--wait SECONDS" in told
     finally:
         holder.stdin.close()
