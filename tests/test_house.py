@@ -77,6 +77,7 @@ def test_extras_are_those_that_the_readme_names_and_reserved_ones_say_so() -> No
 def test_public_names_resolve() -> None:
     for name in hwnas.__all__:
         assert getattr(hwnas, name) is not None
+    assert set(dir(hwnas)) == set(hwnas.__all__)  # what a notebook completes
 
 
 @pytest.mark.slow
