@@ -20,6 +20,7 @@ from hwnas.core.metrics import METRICS
 from hwnas.core.objective import Constraint, Objective
 from hwnas.core.protocols import SearchSpace, Store
 from hwnas.core.state import Evaluation, SearchState
+from hwnas.core.stopping import Stopped
 from hwnas.core.wording import origin, origins
 from hwnas.errors import InvalidSetting, RunCorrupt, RunError, UsageError
 from hwnas.finals import Finals, check_exported, keep_samples, measure_front, summarise
@@ -109,6 +110,7 @@ class SearchResult:
             notes=self.finals.notes,
             measured=self.finals.devices,
             weights=self.weights,
+            rule=self.config.stop_rule,
             run=str(self.folder) if self.folder is not None else "RUN",
         )
 
@@ -144,6 +146,11 @@ class SearchResult:
     def archive(self) -> list[Found]:
         """All evaluated architectures in order, failures included."""
         return [self._found(i) for i in range(len(self.state.archive))]
+
+    @property
+    def stopped(self) -> Stopped:
+        """Why the search ended, after how many evaluations, and what its generator expected of going on then."""
+        return self.view.stopped
 
     def to_json(self) -> dict[str, Any]:
         """Front, recommendation, ledger and contexts as plain values."""
@@ -330,6 +337,7 @@ def open_run(
         return _reopen(resume, given)
     base = SearchConfig.load(config).to_toml() if config is not None else {}
     asked = SearchConfig.from_toml({**base, **given})
+    _check_threshold(given, asked)
     assembly = assemble(asked)
     try:
         return _opened(assembly, out, directory)
@@ -363,8 +371,7 @@ def _opened(assembly: Assembly, out: Path | None, directory: bool) -> Run:
     except BaseException:
         made.close()
         raise
-    search = Search(assembly.space, generator, Measure(made.store, assembly.plan), asked.batch)
-    return Run(assembly, search, assembly.start, Ledger(), made)
+    return Run(assembly, assembly.search(made.store, generator), assembly.start, Ledger(), made)
 
 
 def _reopen(path: Path, given: Mapping[str, Any]) -> Run:
@@ -372,7 +379,9 @@ def _reopen(path: Path, given: Mapping[str, Any]) -> Run:
 
     if given:
         with RunDirectory.read(path) as before:
-            given = SearchConfig.from_toml({**before.config, **given}).to_toml()
+            asked = SearchConfig.from_toml({**before.config, **given})
+        _check_threshold(given, asked)
+        given = asked.to_toml()
     made = RunDirectory.resume(path, config=given or None)
     assembly = None
     try:
@@ -396,6 +405,11 @@ def _reopen(path: Path, given: Mapping[str, Any]) -> Run:
 def _join(assembly: Assembly, store: Store) -> None:
     for evaluator in assembly.measured:
         evaluator.join(store)
+
+
+def _check_threshold(given: Mapping[str, Any], asked: SearchConfig) -> None:
+    if "stop_threshold" in given and asked.stop_rule is None:
+        raise InvalidSetting("a stop_threshold is for searches with stop_when = 'converged'; give both or neither")
 
 
 def _same_sources(directory: RunDirectory, assembly: Assembly) -> None:
@@ -427,6 +441,8 @@ def search(
     preset: str = "default",
     wait: float = 0.0,
     predict: bool = True,
+    stop_when: str = "never",
+    stop_threshold: str | float | None = None,
     out: str | Path | None = None,
     on_step: OnStep | None = None,
 ) -> SearchResult:
@@ -451,6 +467,9 @@ def search(
         preset: How carefully a device here is measured on: "quick", "default", "final".
         wait: Seconds to wait for somebody else who measures on it.
         predict: Predict latencies that are known well enough; False measures each. The front is always measured.
+        stop_when: "converged" ends the search before its queries are spent, when the expected gain in hypervolume of
+            one query stays small; `SearchResult.stopped` says what was expected then.
+        stop_threshold: What is small: "0.2%" (the default) of the present hypervolume, or 0.002.
         out: Run directory to write (never overwritten); None keeps everything in memory.
         on_step: Called after each step with `SearchState` and `Ledger`.
 
@@ -482,7 +501,10 @@ def search(
         "preset": preset,
         "wait": wait,
         "predict": predict,
+        "stop_when": stop_when,
     }
+    if stop_threshold is not None:
+        given["stop_threshold"] = stop_threshold
     run = open_run(given, out=None if out is None else Path(out), directory=out is not None)
     return run.finish(on_step=on_step, models="front")
 
@@ -499,6 +521,7 @@ def load(run: str | Path) -> SearchResult:
         config = SearchConfig.from_toml(directory.config)
         space = registry.space(config.space)
         saved = directory.store.last_step()
+        outlooks = directory.store.outlooks()
         rows = directory.store.rows()
         resolved = directory.info.get("resolved", {})
         made_by = resolved.get("command") or command(config)
@@ -516,7 +539,10 @@ def load(run: str | Path) -> SearchResult:
         return SearchResult(start, Ledger(), space, config, (), Path(run), command=made_by, weights=weights)
     searched = [(o.metric, o.device) for o in objectives] + [(c.metric, c.device) for c in constraints]
     wanted = list(dict.fromkeys([*searched, *_measured_for_all(rows, saved[1], searched)]))
-    state = _amended(replay(start, saved[1], rows, wanted), rows)
+    replayed = replay(start, saved[1], rows, wanted)
+    # a search that goes on meanwhile may have committed more
+    replayed = replace(replayed, outlooks=outlooks[: replayed.step])
+    state = _amended(replayed, rows)
     front = set(state.front().architectures)
     told = {(metric, device) for metric, device in wanted}
     reported = tuple(row for row in rows if row.architecture in front and (row.metric, row.context.device) not in told)
@@ -676,6 +702,8 @@ def command(config: SearchConfig) -> str:
             words += [f"--{name}", str(getattr(config, name))]
     if not config.predict:
         words.append("--no-predict")
+    if config.stop_rule is not None:
+        words += ["--stop-when", config.stop_when, "--stop-threshold", f"{100 * config.stop_rule.threshold:.12g}%"]
     words += ["--queries", str(config.queries), "--seed", str(config.seed)]
     for key, value in config.generator_settings.items():
         words += ["--set", f"{key}={json.dumps(value)}"]

@@ -16,7 +16,7 @@ from hwnas.core.state import SearchState
 from hwnas.devices import device_names, load_device, no_source
 from hwnas.errors import InvalidSetting, TablesNotFound
 from hwnas.evaluators.measured import MeasuredEvaluator
-from hwnas.loop import Search
+from hwnas.loop import Search, foresees
 from hwnas.measure import Measure, Wanted
 
 COUNTED: tuple[Wanted, ...] = (("params_m", None), ("macs_m", None))  # of every architecture, for nothing
@@ -68,10 +68,25 @@ class Assembly:
         return frozenset(context.source for context in contexts if context is not None and not context.counted)
 
     def generator(self) -> Generator:
-        return registry.generator(self.config.generator, self.space, self.config.generator_settings)
+        """The generator.
 
-    def search(self, store: Store) -> Search:
-        return Search(self.space, self.generator(), Measure(store, self.plan), self.config.batch)
+        Raises:
+            UsageError: No such one, settings that it refuses, or a rule to stop that it can tell nothing for.
+        """
+        made = registry.generator(self.config.generator, self.space, self.config.generator_settings)
+        if self.config.stop_rule is not None and not foresees(made):
+            others = ", ".join(registry.foreseeing(self.space))
+            raise InvalidSetting(
+                f"generator {self.config.generator!r}{' with these settings' * bool(self.config.generator_settings)} "
+                "cannot tell what more queries would bring, which stop_when = 'converged' asks for. Leave that out, or "
+                f"choose one that can: {others}"
+            )
+        return made
+
+    def search(self, store: Store, generator: Generator | None = None) -> Search:
+        """The search; with a generator that was made before, if there is one."""
+        made = self.generator() if generator is None else generator
+        return Search(self.space, made, Measure(store, self.plan), self.config.batch, self.config.stop_rule)
 
     @property
     def measured(self) -> tuple[MeasuredEvaluator, ...]:

@@ -25,9 +25,11 @@ from typing import Any
 
 from hwnas.core.metrics import FAMILIES, METRICS, candidates, metric, parse_quantity
 from hwnas.core.objective import Constraint, Objective
+from hwnas.core.stopping import StopRule
 from hwnas.errors import InvalidBudget, InvalidSetting, UnknownName
 
 SOURCES = ("auto", "table", "surrogate")
+STOPS = ("never", "converged")
 PRESETS = ("quick", "default", "final")  # hwnas.profiling.protocol
 
 Answers = Callable[[str, str | None], bool]  # (metric, device): is there a source for it?
@@ -57,6 +59,9 @@ class SearchConfig:
         wait: Seconds to wait for somebody else who measures on the device.
         predict: Whether a latency that is known well enough from others is predicted instead of measured, where
             latency is all that is asked of a device. The front is measured in any case.
+        stop_when: "never": all queries are paid; "converged": the search may end before, when the expected gain in
+            hypervolume of one query stays below `stop_threshold`.
+        stop_threshold: "0.2%" of the present hypervolume, or 0.002; above 0, below 1.
 
     Raises:
         UnknownName: An unknown objective, budget or source, with the nearest known ones.
@@ -80,6 +85,8 @@ class SearchConfig:
     preset: str = "default"
     wait: float = 0.0
     predict: bool = True
+    stop_when: str = "never"
+    stop_threshold: str | float = "0.2%"
 
     def __post_init__(self) -> None:
         for name in ("space", "dataset", "generator"):
@@ -100,6 +107,9 @@ class SearchConfig:
             raise InvalidSetting(f"wait wants seconds, 0 or more; got {self.wait!r}")
         if not isinstance(self.predict, bool):
             raise InvalidSetting(f"predict wants true or false; got {self.predict!r}")
+        if self.stop_when not in STOPS:
+            raise UnknownName("stop_when", str(self.stop_when), STOPS)
+        _share("stop_threshold", self.stop_threshold)
         if self.source not in SOURCES:
             raise UnknownName("source", str(self.source), SOURCES)
         _set(self, "generator_settings", _plain("generator_settings", _table(self, "generator_settings")))
@@ -115,6 +125,13 @@ class SearchConfig:
         """All devices that are named: as devices, and behind an "@"."""
         named = [word.partition("@")[2] for word in (*self.objectives, *self.budgets)]
         return tuple(dict.fromkeys([*self.devices, *filter(None, named)]))
+
+    @property
+    def stop_rule(self) -> StopRule | None:
+        """When the search may end before its queries are spent; None for never."""
+        if self.stop_when == "never":
+            return None
+        return StopRule(_share("stop_threshold", self.stop_threshold))
 
     def limit(self, metric: str, device: str) -> float | None:
         """The budget of a device's metric, in the metric's own unit; None where there is none."""
@@ -309,6 +326,20 @@ def _whole(name: str, value: object, low: int) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__") or not low <= value.__index__() < 2**63:
         raise InvalidSetting(f"{name} wants a whole number of at least {low} (and below 2^63); got {value!r}")
     return int(value.__index__())
+
+
+def _share(name: str, value: object) -> float:
+    """A share of something, given as such or as a percentage."""
+    share = value
+    if isinstance(value, str):
+        number, percent, rest = value.partition("%")
+        try:
+            share = float(number) / 100 if percent and not rest.strip() else None
+        except ValueError:
+            share = None
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+        raise InvalidSetting(f"{name} wants a percentage between 0% and 100%, e.g. 0.2%; got {value!r}")
+    return float(share)
 
 
 def _table(config: SearchConfig, name: str) -> Mapping[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hwnas.core.architecture import Architecture
 from hwnas.core.ledger import Ledger
 from hwnas.core.measurement import Measurement
-from hwnas.core.protocols import Generator, SearchSpace, Store
+from hwnas.core.protocols import Foreseeing, Generator, SearchSpace, Store
 from hwnas.core.state import SearchState
+from hwnas.core.stopping import StopRule
 from hwnas.errors import RunCorrupt
 from hwnas.measure import Measure, Wanted
 from hwnas.seeding import stream
@@ -28,12 +29,18 @@ class Search:
         generator: Proposes and learns; holds weights.
         measure: Evaluates, stores and counts.
         batch: At most so many evaluations a step; None leaves it to the generator.
+        rule: When it may end before its queries are spent, by what a generator that `foresees` expects; None for never.
     """
 
     space: SearchSpace
     generator: Generator
     measure: Measure
     batch: int | None = None
+    rule: StopRule | None = None
+
+    def __post_init__(self) -> None:
+        if self.rule is not None and not foresees(self.generator):
+            raise ValueError(f"{self.generator.name} cannot tell what it expects, which a rule to stop asks for")
 
     def step(self, state: SearchState) -> tuple[SearchState, Ledger]:
         """One turn; returns the next state and what the turn has paid. An unchanged archive means that the space
@@ -57,7 +64,8 @@ class Search:
         return after, paid.plus(drawn).plus(Ledger(rejected=rejected, filled=filled))
 
     def run(self, state: SearchState, *, ledger: Ledger | None = None, on_step: OnStep | None = None) -> SearchState:
-        """Steps until the budget is spent or the space is exhausted; each step is committed to the store.
+        """Steps until the queries are spent, the rule is met or the space is exhausted; each step is committed to the
+        store.
 
         Args:
             state: Where to start: an empty archive, or what `resume` returned.
@@ -70,10 +78,13 @@ class Search:
         if state.step == 0 and hasattr(self.generator, "pretrain"):
             pretrain = self.generator.pretrain
             total = total.plus(pretrain(self.space, budget=60.0, rng=stream(state.seed, 0, "pretrain")))
-        while state.remaining:
+        while state.stopped(self.rule).reason is None:
             after, paid = self.step(state)
+            more = len(after.archive) > len(state.archive)
+            if more and self.rule is not None and isinstance(self.generator, Foreseeing):
+                after = after.expect(self.generator.outlook(after, rng=after.rng("outlook")))
             total = total.plus(paid).plus(clock.lap())
-            if len(after.archive) == len(state.archive):
+            if not more:
                 break
             store.commit_step(after, self.generator.state_dict(), total)
             state = after
@@ -96,7 +107,12 @@ class Search:
         _, steps, weights, ledger = saved
         state = replay(start, steps, self.measure.store.rows(), [wanted for wanted, _ in self.measure.plan])
         self.generator.load_state_dict(weights)
-        return state, ledger
+        return replace(state, outlooks=self.measure.store.outlooks()), ledger
+
+
+def foresees(generator: Generator) -> bool:
+    """Whether it can tell what going on would bring."""
+    return isinstance(generator, Foreseeing) and generator.foresees
 
 
 def replay(

@@ -11,6 +11,8 @@ from hwnas.core import pareto, picking
 from hwnas.core.ledger import Ledger
 from hwnas.core.metrics import show
 from hwnas.core.state import SearchState
+from hwnas.core.stopping import StopRule
+from hwnas.core.wording import percent
 from hwnas.report import primary_objective
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class Measuring:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[told]}", markup=False),
+            TextColumn("{task.fields[most]}"),
             TimeRemainingColumn(),
             console=console,
             transient=True,
@@ -53,7 +56,7 @@ class Measuring:
         if not self._shown:
             return
         if device not in self._tasks:
-            self._tasks[device] = self._bar.add_task(device, total=total, told="")
+            self._tasks[device] = self._bar.add_task(device, total=total, told="", most="")
         self._bar.update(self._tasks[device], completed=done, total=total, told=text, visible=bool(text))
         if not self._live and text and time.monotonic() - self._said >= _PLAIN_EVERY_S:
             self._said = time.monotonic()
@@ -89,13 +92,15 @@ class Progress(Measuring):
     def __init__(self, console: Console, *, shown: bool) -> None:
         super().__init__(console, shown=shown)
         self.folder: Path | None = None
-        self._task = self._bar.add_task("search", total=None, told="")
+        self._task = self._bar.add_task("search", total=None, told="", most="")
         self._reference: np.ndarray | None = None
+        self._rule: StopRule | None = None
 
-    def start(self, state: SearchState, folder: Path | None) -> None:
-        """The search begins (or continues) with this state."""
-        self.folder = folder
-        self._bar.update(self._task, total=state.queries, completed=len(state.archive))
+    def start(self, state: SearchState, folder: Path | None, rule: StopRule | None = None) -> None:
+        """The search begins (or continues) with this state, and may end by this rule before its queries are spent."""
+        self.folder, self._rule = folder, rule
+        most = "" if rule is None else "at most"
+        self._bar.update(self._task, total=state.queries, completed=len(state.archive), most=most)
         if self._shown and folder is not None:
             self._console.print(f"run directory {folder}", highlight=False)
         if self._live:
@@ -107,7 +112,7 @@ class Progress(Measuring):
             return
         told = self._told(state)
         self._bar.update(self._task, completed=len(state.archive), told=told)
-        finished = state.remaining == 0
+        finished = state.stopped(self._rule).reason is not None
         if not self._live and (finished or time.monotonic() - self._said >= _PLAIN_EVERY_S):
             self._said = time.monotonic()
             self._console.print(
@@ -132,7 +137,9 @@ class Progress(Measuring):
                 show(o.metric, o.value(float(x))) for o, x in zip(state.objectives, self._reference, strict=True)
             )
             words += f"  hypervolume {volume:.4g} (up to {corner})"
-        return f"{words}  front {len(state.front_indices)}"
+        words += f"  front {len(state.front_indices)}"
+        expected = state.outlooks[-1] if state.outlooks else None
+        return words if expected is None else f"{words}  next query +{percent(expected.gain)}"
 
     def __enter__(self) -> Self:
         return self  # the bar begins with the search

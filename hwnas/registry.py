@@ -20,8 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
-from hwnas.core.protocols import Generator, SearchSpace
-from hwnas.errors import InvalidSetting, UnknownName
+from hwnas.core.protocols import Foreseeing, Generator, SearchSpace
+from hwnas.errors import HwnasError, InvalidSetting, UnknownName
 
 _SPACES = {"nb201": "hwnas.spaces.nb201:NasBench201"}
 _GENERATORS = {
@@ -43,6 +43,19 @@ def spaces() -> list[str]:
 def generators() -> list[str]:
     """Names of all generators, plugins included; besides them `pymoo:NAME` is any of pymoo's algorithms."""
     return sorted(_known("hwnas.generators", _GENERATORS))
+
+
+def foreseeing(search_space: SearchSpace) -> list[str]:
+    """Names of the generators that can, with their defaults, tell what going on would bring."""
+    found = []
+    for name in generators():
+        try:
+            made = generator(name, search_space)
+        except (HwnasError, ImportError):  # a plugin that does not suit the space, or lacks something
+            continue
+        if isinstance(made, Foreseeing) and made.foresees:
+            found.append(name)
+    return found
 
 
 def is_pymoo(name: str) -> bool:

@@ -47,7 +47,8 @@ FRONT_CSV, FRONT_JSON, REPORT, MODELS = "front.csv", "front.json", "report.html"
 
 # what can change the course of a search, or the files it writes
 _PACKAGES = ("numpy", "torch", "torch-geometric", "pymoo", "moocore", "onnx", "onnxruntime", "pyarrow")
-_MAY_DIFFER = frozenset({"tables"})  # where tables lie; which tables they are is in every measurement's context
+# where tables lie (which tables they are is in every measurement's context), and when a search ends
+_MAY_DIFFER = frozenset({"tables", "stop_when", "stop_threshold"})
 
 Notation = Callable[[Architecture], str]
 

@@ -110,6 +110,16 @@ def search(
             "--predict/--no-predict", help="Predict latencies that are known well enough (default) or measure each."
         ),
     ] = None,
+    stop_when: Annotated[
+        str | None,
+        typer.Option(
+            help="never (default: all queries are paid) or converged: end before, when the expected gain in "
+            "hypervolume of one query stays below the threshold. With --resume: whether to go on."
+        ),
+    ] = None,
+    stop_threshold: Annotated[
+        str | None, typer.Option(help="Of --stop-when converged: 0.2% of the present hypervolume, or another.")
+    ] = None,
     tables: Tables = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with the same settings; flags win over it.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory; default: runs/DATE-DEVICE.")] = None,
@@ -146,6 +156,8 @@ def search(
         "preset": preset,
         "wait": wait,
         "predict": predict,
+        "stop_when": stop_when,
+        "stop_threshold": stop_threshold,
         "tables": str(tables) if tables is not None else None,
     }
     given = {key: value for key, value in given.items() if value is not None}
@@ -157,7 +169,7 @@ def search(
             run = api.open_run(given, config=config, out=out, resume=resume)
             for name, (then, now) in run.changed_versions().items():
                 console.print(f"note: {name} was {then} when this run began and is {now} now: results may differ")
-            progress.start(run.state, None if run.directory is None else run.directory.path)
+            progress.start(run.state, None if run.directory is None else run.directory.path, run.search.rule)
             result = run.finish(on_step=progress.step, on_measure=progress.on_device, models=models)
         except KeyboardInterrupt:
             progress.stop()

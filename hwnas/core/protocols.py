@@ -19,6 +19,7 @@ from hwnas.core.graph import ArchGraph
 from hwnas.core.ledger import Ledger
 from hwnas.core.measurement import Context, Measurement
 from hwnas.core.state import SearchState
+from hwnas.core.stopping import Outlook
 
 if TYPE_CHECKING:
     import onnx
@@ -117,6 +118,20 @@ class Generator(Protocol):
 
 
 @runtime_checkable
+class Foreseeing(Generator, Protocol):
+    """A generator that can say what going on would bring: what a search needs that may stop before its queries are
+    spent."""
+
+    @property
+    def foresees(self) -> bool:
+        """Whether it can, with its settings."""
+
+    def outlook(self, state: SearchState, *, rng: np.random.Generator) -> Outlook | None:
+        """What it expects after a step and its `update`; None where it cannot tell yet. Asking changes nothing that it
+        will propose or learn."""
+
+
+@runtime_checkable
 class Predictor(Protocol):
     """Guesses losses of architectures that were not measured."""
 
@@ -164,7 +179,8 @@ class Store(Protocol):
         """All facts in the order in which they came."""
 
     def commit_step(self, state: SearchState, generator: Mapping[str, Any], ledger: Ledger) -> None:
-        """Mark a step as done: which architectures it told, the generator's state, the ledger; atomically."""
+        """Mark a step as done: which architectures it told, what was expected then, the generator's state, the ledger;
+        atomically."""
 
     def last_step(self) -> tuple[int, list[list[str]], Mapping[str, Any], Ledger] | None:
         """What `commit_step` stored last: step, architecture keys of each step in order, generator state, ledger."""
@@ -174,6 +190,9 @@ class Store(Protocol):
 
     def notes(self, topic: str) -> Sequence[Mapping[str, Any]]:
         """All notes of a topic in the order in which they came."""
+
+    def outlooks(self) -> tuple[Outlook | None, ...]:
+        """What was expected after each committed step."""
 
     def close(self) -> None:
         """Release the file."""

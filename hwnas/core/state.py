@@ -13,6 +13,7 @@ from hwnas.core import pareto
 from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Measurement, Source
 from hwnas.core.objective import Constraint, Objective
+from hwnas.core.stopping import Outlook, Stopped, StopRule
 from hwnas.seeding import stream
 
 Floats = NDArray[np.float64]
@@ -45,6 +46,7 @@ class SearchState:
         seed: Seed of the run.
         step: Number of `tell`s so far.
         archive: Evaluations in the order in which they were paid.
+        outlooks: What the generator expected after each step; None where nobody asked, or it could not tell.
     """
 
     space: str
@@ -54,6 +56,7 @@ class SearchState:
     seed: int = 0
     step: int = 0
     archive: tuple[Evaluation, ...] = ()
+    outlooks: tuple[Outlook | None, ...] = ()
 
     def tell(self, rows: Sequence[Measurement]) -> SearchState:
         """The next state, with new measurements appended; rows of one architecture become one evaluation.
@@ -68,7 +71,27 @@ class SearchState:
         if known:
             raise ValueError(f"an architecture is evaluated once; {min(known)} is already in the archive")
         fresh = tuple(Evaluation(arch, tuple(measured)) for arch, measured in grouped.items())
-        return replace(self, step=self.step + 1, archive=self.archive + fresh)
+        told = (*self.outlooks, None)
+        return replace(self, step=self.step + 1, archive=self.archive + fresh, outlooks=told)
+
+    def expect(self, outlook: Outlook | None) -> SearchState:
+        """The same state with what the generator expects after the last step."""
+        return replace(self, outlooks=(*self.outlooks[:-1], outlook))
+
+    def stopped(self, rule: StopRule | None) -> Stopped:
+        """Whether the search is over, and why.
+
+        Args:
+            rule: By which it may end early, if it may.
+        """
+        converged = rule is not None and rule.met(self.outlooks, len(self.archive))
+        return Stopped(
+            "queries" if not self.remaining else "converged" if converged else None,
+            len(self.archive),
+            self.queries,
+            None if rule is None else rule.threshold,
+            self.outlooks[-1] if self.outlooks else None,
+        )
 
     def amend(self, rows: Iterable[Measurement]) -> SearchState:
         """The same archive with better measurements: each row takes the place of its architecture's earlier one of

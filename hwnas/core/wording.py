@@ -21,6 +21,12 @@ def quantity(name: str, value: float, *, unit: bool = True) -> str:
     return f"{value:.{what.decimals}f} {what.unit}".rstrip() if unit else f"{value:.{what.decimals}f}"
 
 
+def percent(share: float) -> str:
+    """A share for people: "12 %", "1.4 %", "0.23 %", "0.041 %"."""
+    digits = 0 if share >= 0.1 else 1 if share >= 0.01 else 2 if share >= 1e-3 else 3
+    return f"{100 * share:.{digits}f} %"
+
+
 def heading(name: str, device: str | None) -> str:
     """An axis or column title with its unit, e.g. "latency on edgegpu [ms]"."""
     what = known(name)

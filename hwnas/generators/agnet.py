@@ -9,7 +9,7 @@ hypervolume improvement within the budgets. See docs/methods/agnet.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -26,7 +26,9 @@ from hwnas.core.metrics import FAMILIES, METRICS
 from hwnas.core.objective import Constraint, Objective
 from hwnas.core.protocols import SearchSpace
 from hwnas.core.state import SearchState
+from hwnas.core.stopping import Outlook
 from hwnas.generators.acquisition import chance_below, expected_excess, expected_hypervolume_improvement
+from hwnas.generators.foresight import CLIMBERS, Prospect, foresee
 from hwnas.generators.graph_sampler import GraphSampler
 from hwnas.predictors.compression import Compression
 from hwnas.predictors.costs import KnownCosts
@@ -190,6 +192,36 @@ class AgNet:
                 state.architectures, target.weights(state), asked.tune_steps, uniform=asked.floor, rng=rng
             )
 
+    @property
+    def foresees(self) -> bool:
+        """Whether it can tell what it expects: only a surrogate of what it describes can."""
+        return self.settings.surrogate and self.settings.paired
+
+    def outlook(self, state: SearchState, *, rng: np.random.Generator) -> Outlook | None:
+        """What the surrogate expects beyond the front, over uniform samples and neighbours of the front; None until
+        something feasible is better than the reference point in all objectives."""
+        if not self._ready(state) or not (state.violations == 0).any():
+            return None
+        goal = self._goal(state)
+        self._surrogate.condition(state.architectures, goal.losses)
+        asked = self.settings
+        uniform = dict.fromkeys(sample_unseen(self.space, asked.uniform + asked.generated, state.seen, rng=rng))
+        near = dict.fromkeys(a for a in self._neighbours(state, rng) if a not in state.seen and a not in uniform)
+        if _measured(state):
+            uniform, near = self._new_networks(state, uniform, near)
+        if not uniform:  # everything was evaluated
+            return None
+        pool = [*uniform, *near]
+        posterior = self._surrogate.posterior(pool)
+        prospect = goal.prospect(state, _Chooser(asked, goal, posterior, len(uniform)).reference)
+        best = dict.fromkeys(pool[row] for row in prospect.best(posterior))
+        further = dict.fromkeys(
+            a for a in self._one_step(list(best)[:CLIMBERS]) if a not in state.seen and a not in best
+        )
+        if _measured(state):
+            best, further = self._new_networks(state, best, further)
+        return foresee(prospect, self._surrogate.posterior([*best, *further]), rng=rng)
+
     def state_dict(self) -> dict[str, Any]:
         sampler = self._sampler.state_dict() if self.settings.generator else None
         return {"surrogate": self._surrogate.hyper_parameters(), "sampler": sampler, "labels": self._labels}
@@ -266,17 +298,21 @@ class AgNet:
     def _neighbours(self, state: SearchState, rng: np.random.Generator) -> list[Architecture]:
         """Architectures one choice away from the front; where nothing is feasible, from the best there are."""
         rows = state.front_indices if len(state.front_indices) else state.order[: self.settings.batch]
-        near = dict.fromkeys(
-            Architecture(self.space.name, (*code[:i], value, *code[i + 1 :]))
-            for code in (state.architectures[row].code for row in rows)
-            for i, count in enumerate(self.space.choices)
-            for value in range(count)
-            if value != code[i]
-        )
+        near = self._one_step([state.architectures[row] for row in rows])
         if len(near) <= self.settings.neighbours:
             return list(near)
         every = list(near)
         return [every[i] for i in rng.choice(len(every), size=self.settings.neighbours, replace=False)]
+
+    def _one_step(self, architectures: Iterable[Architecture]) -> dict[Architecture, None]:
+        """All that are one choice away from one of these."""
+        return dict.fromkeys(
+            Architecture(self.space.name, (*code[:i], value, *code[i + 1 :]))
+            for code in (architecture.code for architecture in architectures)
+            for i, count in enumerate(self.space.choices)
+            for value in range(count)
+            if value != code[i]
+        )
 
 
 @dataclass(frozen=True)
@@ -289,6 +325,7 @@ class _Goal:
         bounds: (column, largest loss that is admitted) for each budget.
         front: `k x m` losses of feasible evaluations.
         costs: Columns that belong to a device.
+        shown: How each column was compressed.
     """
 
     losses: Floats
@@ -296,6 +333,7 @@ class _Goal:
     bounds: tuple[tuple[int, float], ...]
     front: Floats
     costs: tuple[int, ...]
+    shown: tuple[Compression, ...] = ()
 
     @classmethod
     def of(cls, state: SearchState, compress: float) -> _Goal:
@@ -322,7 +360,12 @@ class _Goal:
             tuple((column, float(shown[column](np.array(limit)))) for column, limit in limits),
             losses[state.violations == 0, :own],
             tuple(j for j, metric in enumerate(metrics) if METRICS[metric].per_device),
+            tuple(shown),
         )
+
+    def prospect(self, state: SearchState, reference: Floats) -> Prospect:
+        """What lies beyond the front, up to a reference point in units of `losses`."""
+        return Prospect(self.front, reference, self.bounds, self.shown, _floors(state))
 
 
 def _measured(state: SearchState) -> bool:
@@ -330,6 +373,15 @@ def _measured(state: SearchState) -> bool:
     run = (Source.MEASURED, Source.PREDICTED)
     rows = (row for evaluation in state.archive for row in evaluation.measurements)
     return any(row.context.device is not None and row.context.source in run for row in rows)
+
+
+def _floors(state: SearchState) -> Floats:
+    """`m`: differences of a loss that its measurements do not resolve; 0 where they have no interval."""
+    wide = np.where(state.half_widths > 0, state.half_widths, np.nan)
+    measured = np.isfinite(wide).any(axis=0)
+    found = np.zeros(wide.shape[1])
+    found[measured] = np.sqrt(2) * np.nanmedian(wide[:, measured], axis=0)  # of two values with such an interval
+    return found
 
 
 def _values(state: SearchState, constraint: Constraint, as_loss: Objective) -> Floats:
@@ -356,7 +408,7 @@ class _Chooser:
         self._evaluated = evaluated
         self._front = goal.front
         self._likely = self._promising()
-        self._reference = self._reference_point()
+        self.reference = self._reference_point()
 
     def choose(self, n: int) -> list[int]:
         """Rows of the pool, best first."""
@@ -418,10 +470,10 @@ class _Chooser:
             std = _CERTAIN * std
         m = goal.objectives
         if first_only:
-            best = self._front[:, 0].min() if len(self._front) else self._reference[0]
+            best = self._front[:, 0].min() if len(self._front) else self.reference[0]
             score = expected_excess(float(best), mean[:, 0], std[:, 0])
         else:
-            score = expected_hypervolume_improvement(self._front, self._reference, mean[:, :m], std[:, :m])
+            score = expected_hypervolume_improvement(self._front, self.reference, mean[:, :m], std[:, :m])
         for column, bound in goal.bounds:
             if first_only or column >= m:  # a bounded objective's budget is in the reference point already
                 score = score * chance_below(bound, mean[:, column], std[:, column])

@@ -45,3 +45,8 @@ class Compression:
         """The same losses, compressed; nan stays nan."""
         beyond = np.maximum(losses - self.pivot, 0.0)
         return np.asarray(np.minimum(losses, self.pivot) + self.scale * np.log1p(beyond / self.scale))
+
+    def inverse(self, losses: Floats) -> Floats:
+        """Losses that became these; nan stays nan."""
+        beyond = np.maximum(losses - self.pivot, 0.0)
+        return np.asarray(np.minimum(losses, self.pivot) + self.scale * np.expm1(beyond / self.scale))

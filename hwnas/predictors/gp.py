@@ -108,9 +108,9 @@ class Features:
         """Inner products of each architecture with itself, `n` for each linear part."""
         return tuple((part * part).sum(axis=1) for part in self.linear)
 
-    def row(self, number: int) -> Features:
-        """One architecture of them."""
-        return Features(self.encoded[[number]], tuple(part[[number]] for part in self.linear))
+    def take(self, rows: Sequence[int] | NDArray[np.int64]) -> Features:
+        """Some of the architectures."""
+        return Features(self.encoded[rows], tuple(part[rows] for part in self.linear))
 
 
 class Head:
@@ -298,10 +298,32 @@ class Posterior:
         """`k x m` standard deviations."""
         return np.sqrt(self.variance)
 
+    def draw(self, rows: NDArray[np.int64], n: int, *, rng: np.random.Generator) -> Floats:
+        """Losses that a part of the pool may turn out to have, noise included, before anything was believed.
+
+        Args:
+            rows: `k` of the pool.
+            n: Draws.
+            rng: Of these draws.
+
+        Returns:
+            `n x k x m`; within a draw, losses of a column depend on each other as the process says.
+        """
+        features = self._features.take(rows)
+        inner = self._kernel.distances(features, features)
+        drawn = []
+        for j, head in enumerate(self._heads):
+            white = self._whitened[j][:, rows].astype(np.float64)
+            covariance = head.covariance(inner) - white.T @ white
+            covariance.flat[:: len(rows) + 1] += head.noise / head.scale**2
+            factor = np.tril(_factor_in_any_case(covariance))
+            drawn.append(self.mean[rows, j] + head.scale * (rng.standard_normal((n, len(rows))) @ factor.T))
+        return np.stack(drawn, axis=2)
+
     def believe(self, row: int) -> None:
         """Condition on row's own mean as its value ("kriging believer", Ginsbourger et al. 2010): means stay,
         variances shrink around it."""
-        near = self._kernel.distances(self._features, self._features.row(row))
+        near = self._kernel.distances(self._features, self._features.take([row]))
         for j, head in enumerate(self._heads):
             prior = head.covariance(near)[:, 0]
             covariance = (prior - self._whitened[j].T @ self._whitened[j][:, row]) * head.scale**2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hwnas.core.measurement import Source
-from hwnas.core.wording import known, quantity
+from hwnas.core.wording import known, percent, quantity
 from hwnas.report.view import Column, RunView, undecided
 
 STAR, KNEE, NEAREST = "★", "◆", "≈"
@@ -108,7 +109,7 @@ def sentences(view: RunView) -> list[str]:
     budgets = " and ".join(str(c) for c in state.constraints)
     if view.n == 0:
         return ["Nothing was evaluated yet.", *_ledger(view)]
-    told = [] if view.finished else [f"Stopped after {view.n} of {state.queries} evaluations."]
+    told = _stopped(view)
     if view.recommended is None:
         return [*told, *_nothing_feasible(view, budgets), *_failures(view), *view.notes, *_ledger(view)]
     column = (view.objective.metric, view.objective.device)
@@ -131,6 +132,25 @@ def sentences(view: RunView) -> list[str]:
         told.append(f"Knee of the front: {_values(view, view.knee)} (query {view.knee + 1}).")
     told.append(f"{int(view.feasible.sum())} of {view.n} evaluated are feasible, {len(view.front)} on the front.")
     return [*told, *_split(view), *_predicted(view), *_failures(view), *view.notes, *_ledger(view)]
+
+
+def _stopped(view: RunView) -> list[str]:
+    """Why the search ended, unless it just paid all that it might; what it expected of going on, where it was asked."""
+    told, expected = view.stopped, view.stopped.outlook
+    words = f"{told.evaluations} of {told.queries} evaluations"
+    if told.reason is None:
+        return [f"Stopped after {words}."]
+    if view.rule is None or expected is None:
+        return []
+    missed, low, high = (percent(x) for x in (expected.missed, expected.low, expected.high))
+    outlook = (
+        f"the next query is expected to add {percent(expected.gain)} of hypervolume; {missed} of what there is "
+        f"({low.removesuffix(' %')} to {high}) is expected to be missed ({Source.PREDICTED})."
+    )
+    if told.reason == "queries":
+        return [f"All {told.queries} evaluations are spent: {outlook}"]
+    go_on = f" To go on: hwnas search --resume {shlex.quote(view.run)} --stop-when never." if view.run != "RUN" else ""
+    return [f"Converged, stopped after {words}: {outlook}{go_on}"]
 
 
 def _predicted(view: RunView) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from hwnas.core.measurement import Measurement
+from hwnas.core.measurement import Measurement, Source
 from hwnas.core.metrics import METRICS
 from hwnas.core.wording import origin
 from hwnas.report.view import RunView
@@ -16,15 +16,16 @@ SCHEMA = 1
 def to_json(view: RunView) -> dict[str, Any]:
     """The whole result as plain dicts, lists, strings and finite numbers (`json.dumps(..., allow_nan=False)` works).
 
-    Keys: schema, finished, evaluations, queries, space, seed, objectives, budgets, weights, feasible, recommended,
-    nearest, knee, runner_up, front, hypervolume, failures, measured (by device: noise floor, retests), ledger, config,
-    command, versions, created. Architectures carry all their metrics, by column: value, unit, source, context,
-    interval, status.
+    Keys: schema, finished, stopped (why, and what was expected of going on), evaluations, queries, space, seed,
+    objectives, budgets, weights, feasible, recommended, nearest, knee, runner_up, front, hypervolume, failures,
+    measured (by device: noise floor, retests), ledger, config, command, versions, created. Architectures carry all
+    their metrics, by column: value, unit, source, context, interval, status.
     """
     state = view.state
     return {
         "schema": SCHEMA,
         "finished": view.finished,
+        "stopped": stopped(view),
         "evaluations": view.n,
         "queries": state.queries,
         "space": state.space,
@@ -59,6 +60,13 @@ def to_json(view: RunView) -> dict[str, Any]:
         "versions": dict(view.versions),
         "created": view.created,
     }
+
+
+def stopped(view: RunView) -> dict[str, Any]:
+    """Why the search ended (null: it did not), and what was expected of going on, in shares of hypervolume."""
+    told = view.stopped
+    expected = None if told.outlook is None else {**told.outlook.to_json(), "source": str(Source.PREDICTED)}
+    return {"reason": told.reason, "evaluations": told.evaluations, "threshold": told.threshold, "expected": expected}
 
 
 def architecture(view: RunView, index: int) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from hwnas.core.measurement import Measurement
 from hwnas.core.objective import Objective
 from hwnas.core.protocols import SearchSpace
 from hwnas.core.state import Evaluation, SearchState
+from hwnas.core.stopping import Stopped, StopRule
 from hwnas.core.wording import certainty, heading, known, provenance, quantity
 from hwnas.optional import version
 
@@ -52,6 +53,7 @@ class RunView:
         notes: Sentences on how the numbers were measured.
         measured: For each device that was measured on here: what it is and how well its figures repeat.
         weights: Importance of each objective, where the user gave some.
+        rule: By which the search may end before its queries are spent; None for never.
     """
 
     state: SearchState
@@ -68,6 +70,7 @@ class RunView:
     notes: tuple[str, ...] = ()
     measured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     weights: tuple[float, ...] | None = None
+    rule: StopRule | None = None
 
     @classmethod
     def of(
@@ -85,6 +88,7 @@ class RunView:
         notes: Sequence[str] = (),
         measured: Mapping[str, Mapping[str, Any]] | None = None,
         weights: Sequence[float] | None = None,
+        rule: StopRule | None = None,
         run: str = "RUN",
     ) -> RunView:
         """The view of a search.
@@ -103,6 +107,7 @@ class RunView:
             notes: Sentences on how the numbers were measured.
             measured: For each device that was measured on: what `hwnas.finals.Finals.devices` says.
             weights: `m` importances of the objectives, where the user gave some.
+            rule: By which the search may end before its queries are spent; None for never.
             run: The run directory, for the commands that the report suggests.
         """
         state = _with_extra(state, extra)
@@ -125,6 +130,7 @@ class RunView:
             notes=tuple(notes),
             measured={name: _repeatability(told) for name, told in (measured or {}).items()},
             weights=None if weights is None else tuple(weights),
+            rule=rule,
         )
 
     @property
@@ -132,9 +138,14 @@ class RunView:
         """Number of evaluated architectures."""
         return len(self.state.archive)
 
+    @cached_property
+    def stopped(self) -> Stopped:
+        """Why the search ended, if it did, and what was expected of going on."""
+        return self.state.stopped(self.rule)
+
     @property
     def finished(self) -> bool:
-        return self.state.remaining == 0
+        return self.stopped.reason is not None
 
     @cached_property
     def columns(self) -> tuple[Column, ...]:

@@ -10,6 +10,7 @@ from hwnas.core.architecture import Architecture
 from hwnas.core.ledger import Ledger
 from hwnas.core.measurement import Context, Measurement
 from hwnas.core.state import SearchState
+from hwnas.core.stopping import Outlook
 from hwnas.stores import codec
 from hwnas.stores.facts import Facts, newly_told, note_text
 
@@ -22,6 +23,7 @@ class MemoryStore:
         self._steps: list[list[str]] = []
         self._saved: tuple[bytes, Ledger] | None = None
         self._notes: list[tuple[str, str]] = []
+        self._outlooks: list[Outlook | None] = []
 
     def append(self, rows: Sequence[Measurement]) -> None:
         """Add facts."""
@@ -46,6 +48,7 @@ class MemoryStore:
         # through the codec, so that later changes of the generator's arrays do not reach what was saved
         self._saved = codec.pack(generator), ledger
         self._steps.append(keys)
+        self._outlooks.append(state.outlooks[-1])
 
     def last_step(self) -> tuple[int, list[list[str]], Mapping[str, Any], Ledger] | None:
         """What `commit_step` stored last: step, architecture keys of each step in order, generator state, ledger."""
@@ -65,6 +68,10 @@ class MemoryStore:
     def notes(self, topic: str) -> Sequence[Mapping[str, Any]]:
         """All notes of a topic in the order in which they came."""
         return tuple(json.loads(text) for name, text in self._notes if name == topic)
+
+    def outlooks(self) -> tuple[Outlook | None, ...]:
+        """What was expected after each committed step."""
+        return tuple(self._outlooks)
 
     def close(self) -> None:
         """Nothing to release."""

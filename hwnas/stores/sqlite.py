@@ -9,6 +9,7 @@ disk: processes on different machines must not share it over a network file syst
 
     measurements(id, architecture, metric, device, value, status, low, high, message, context, recorded)   append-only
     steps(step, architectures, ledger, recorded)                                                           append-only
+    outlooks(step, outlook)   of steps after which the generator told what it expects                      append-only
     generator(step, state)    one row: what was learned up to the last step (hwnas.stores.codec.pack)
     notes(id, topic, entry, recorded)    what else a continued run has to know, as JSON                    append-only
     meta(key, value)          schema, run_id, created, hwnas
@@ -34,6 +35,7 @@ from hwnas.core.architecture import Architecture
 from hwnas.core.ledger import Ledger
 from hwnas.core.measurement import Context, Measurement, Status
 from hwnas.core.state import SearchState
+from hwnas.core.stopping import Outlook
 from hwnas.errors import RunCorrupt, RunError, RunExists, RunIncompatible, RunLocked
 from hwnas.stores import codec
 from hwnas.stores.facts import Facts, newly_told, note_text
@@ -63,6 +65,11 @@ CREATE TABLE notes (
     id INTEGER PRIMARY KEY, topic TEXT NOT NULL, entry TEXT NOT NULL, recorded TEXT NOT NULL DEFAULT {_NOW}
 );
 """ + _append_only("notes")
+_OUTLOOKS = "CREATE TABLE IF NOT EXISTS outlooks (step INTEGER PRIMARY KEY, outlook TEXT NOT NULL);\n" + "".join(
+    f"CREATE TRIGGER IF NOT EXISTS outlooks_{verb} BEFORE {verb} ON outlooks "
+    "BEGIN SELECT RAISE(ABORT, 'outlooks are facts: appended, never changed'); END;\n"
+    for verb in ("UPDATE", "DELETE")
+)
 _SCHEMA = (
     f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -78,6 +85,7 @@ CREATE TABLE generator (only INTEGER PRIMARY KEY CHECK (only = 1), step INTEGER 
 """
     + _append_only("measurements", "steps")
     + _NOTES
+    + _OUTLOOKS
 )
 _FIRST_TABLES = {"meta", "measurements", "steps", "generator"}  # of schema 1
 _TABLES = {1: _FIRST_TABLES, SCHEMA_VERSION: _FIRST_TABLES | {"notes"}}
@@ -180,6 +188,7 @@ class SqliteStore:
                 prepare(connection, path)
                 if lock is not None:
                     _journal(connection, path)
+                    connection.executescript(_OUTLOOKS)  # of a run that was made before there were any
             return cls(path, connection, lock)
         except BaseException:
             connection.close()
@@ -224,6 +233,10 @@ class SqliteStore:
                 "INSERT INTO steps (step, architectures, ledger) VALUES (?, ?, ?)",
                 (state.step, json.dumps(keys), json.dumps(ledger.to_json())),
             )
+            outlook = state.outlooks[-1]
+            if outlook is not None:
+                told = json.dumps(outlook.to_json())
+                self._connection.execute("INSERT INTO outlooks VALUES (?, ?)", (state.step, told))
             # only the newest is kept: 50 states of a network are far more than all facts together
             self._connection.execute("INSERT OR REPLACE INTO generator VALUES (1, ?, ?)", (state.step, blob))
 
@@ -270,6 +283,20 @@ class SqliteStore:
             found = self._connection.execute("SELECT entry FROM notes WHERE topic = ? ORDER BY id", (topic,))
             return tuple(json.loads(text) for (text,) in found.fetchall())
 
+    def outlooks(self) -> tuple[Outlook | None, ...]:
+        """What was expected after each committed step.
+
+        Raises:
+            RunCorrupt: What is stored cannot be read.
+        """
+        with _reading(self.path):
+            if not self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'outlooks'").fetchone():
+                return (None,) * len(self._steps)
+            rows = self._connection.execute(
+                "SELECT outlook FROM steps LEFT JOIN outlooks USING (step) ORDER BY step"
+            ).fetchall()
+            return tuple(None if text is None else Outlook.from_json(json.loads(text)) for (text,) in rows)
+
     def close(self) -> None:
         """Release the file and the right to write to it. Closing twice does nothing."""
         self._connection.close()
@@ -311,7 +338,7 @@ def unused(path: Path) -> bool:
             if not made:
                 return True
             rows = "SELECT 1 FROM measurements UNION ALL SELECT 1 FROM steps"
-            return made in _TABLES.values() and connection.execute(rows).fetchone() is None
+            return made - {"outlooks"} in _TABLES.values() and connection.execute(rows).fetchone() is None
     except sqlite3.Error:
         return False  # damaged, or no database: somebody's, and not ours to judge
 

@@ -26,6 +26,7 @@ from hwnas.core.measurement import Context, Measurement, Source, Status
 from hwnas.core.objective import Objective
 from hwnas.core.protocols import Store
 from hwnas.core.state import SearchState
+from hwnas.core.stopping import Outlook
 
 ERROR = Context(Source.TABLE, dataset="cifar10", split="val", seed="mean", origin="table", versions=(("a", "1"),))
 LATENCY = Context(Source.MEASURED, device="böard", runtime="ort-cpu", precision="fp32", batch=1)
@@ -134,6 +135,19 @@ class StoreSuite:
         assert generator["asked"] == saved["asked"]
         assert generator["weights"].dtype == np.float32
         np.testing.assert_array_equal(generator["weights"], saved["weights"])
+        store.close()
+
+    def test_what_was_expected_comes_back(self, tmp_path: Path) -> None:
+        store = self.make(tmp_path)
+        assert store.outlooks() == ()
+        state = self.advance(store, start(), [5])
+        store.append(facts(2))
+        expected = Outlook(0.1 + 0.2, 0.5, 0.25, 2 / 3)
+        state = state.tell(facts(2)).expect(expected)
+        store.commit_step(state, {}, Ledger())
+        assert store.outlooks() == (None, expected) == state.outlooks
+        self.advance(store, state, [7])
+        assert store.outlooks() == (None, expected, None)
         store.close()
 
     def test_what_was_saved_does_not_follow_the_generator(self, tmp_path: Path) -> None:
