@@ -299,7 +299,14 @@ def _pairs(
         length = min(map(len, both))
         sigma = float(np.sqrt(np.mean([_between(timing.record) ** 2 for timing in (first, second)])))
         result = compare(both[0][:length], both[1][:length], sigma, rng=rng)
-        yield Pair(first, second, result, first.device == second.device and all(key in draws for key in keys))
+        together = first.device == second.device and all(key in draws for key in keys)
+        yield Pair(first, second, result, together and _orders(first) == _orders(second))
+
+
+def _orders(timing: Timing) -> str | None:
+    """What is the same for all networks of a batch, and for no others."""
+    sampling = timing.record.sampling
+    return None if sampling is None else sampling.order_hash
 
 
 def _drawn(record: Record, rng: np.random.Generator) -> Floats:

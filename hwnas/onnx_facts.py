@@ -63,6 +63,7 @@ class ModelFacts:
         weights_bytes: Of all initializers.
         params: Numbers in floating-point initializers, folded norms included.
         macs: Multiply-accumulates of convolutions and matrix products; None where a shape is not known.
+        activation_bytes: Highest sum of live activations in the file's order; None where a shape is not known.
         nodes: Nodes of the main graph.
         operators: How many of each type.
         opset, ir_version: Of the file.
@@ -75,6 +76,7 @@ class ModelFacts:
     weights_bytes: int
     params: int
     macs: int | None
+    activation_bytes: int | None
     nodes: int
     operators: Mapping[str, int]
     opset: int
@@ -144,6 +146,7 @@ def model_facts(path: Path, shapes: Shapes | None = None) -> ModelFacts:
         weights_bytes=sum(_size(t) * _item_bytes(t) for t in model.graph.initializer),
         params=count_params(model),
         macs=count_macs(model),
+        activation_bytes=peak_activation_bytes(model),
         nodes=len(model.graph.node),
         operators=dict(sorted(Counter(node.op_type for node in model.graph.node).items())),
         opset=max((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), default=0),
@@ -236,6 +239,48 @@ def count_macs(model: onnx.ModelProto) -> int | None:
             return None
         total += macs
     return total
+
+
+def peak_activation_bytes(model: onnx.ModelProto) -> int | None:
+    """Highest sum of the inputs and results that are alive at once when the main graph's nodes run in the file's order,
+    each result in a place of its own; None where the shape of one is not known.
+
+    A runtime may need less (fusion, work in place) or more (layouts, work space of operators).
+    """
+    import onnx
+
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    values = {v.name: v for v in (*graph.value_info, *graph.output, *graph.input) if v.name not in constants}
+    sizes = {name: _value_bytes(value) for name, value in values.items()}
+    last = {name: i for i, node in enumerate(graph.node) for name in _needs(node)}
+    last |= dict.fromkeys((value.name for value in graph.output), len(graph.node))
+    alive = {value.name: sizes[value.name] for value in graph.input if value.name in sizes}
+    peak: int | None = 0
+    for i, node in enumerate(graph.node):
+        if node.op_type == "Constant":
+            continue
+        alive |= {name: sizes.get(name) for name in node.output if name}
+        known = [size for size in alive.values() if size is not None]
+        if len(known) < len(alive) or peak is None:
+            return None
+        peak = max(peak, sum(known))
+        alive = {name: size for name, size in alive.items() if last.get(name, i) > i}
+    return peak
+
+
+def _value_bytes(value: onnx.ValueInfoProto) -> int | None:
+    import onnx
+
+    kind = value.type.tensor_type
+    shape = _dimensions(value)
+    if not kind.HasField("shape") or None in shape:
+        return None
+    try:
+        item = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize
+    except KeyError:  # a sequence or map
+        return None
+    return math.prod(int(size or 0) for size in shape) * int(item)
 
 
 def _macs(node: onnx.NodeProto, left: _Dims, right: _Dims, out: _Dims) -> int | None:

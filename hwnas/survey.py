@@ -173,6 +173,7 @@ def measure(meter: SpaceMeter, survey: Survey, *, energy: bool = False) -> None:
             if network is not None:
                 survey.networks[architecture.key] = f"{survey.protocol.name}/{network}"
     finally:
+        survey.device = meter.profiler.describe()
         bench = meter.profiler.benches.get(survey.protocol.name)
         survey.retests = None if bench is None else bench.retests
         survey.samples = meter.samples()

@@ -117,6 +117,9 @@ class FakeCuda:
         self.memory[block.ctypes.data] = block
         return self._ok(block.ctypes.data)
 
+    def cudaMemGetInfo(self):
+        return self._ok(self.capacity - sum(block.nbytes for block in self.memory.values()), self.capacity)
+
     def cudaFree(self, address):
         del self.memory[address]
         return self._ok()

@@ -180,6 +180,7 @@ class FakeCuda:
             "stream": lambda stream: Within("side stream"),
             "graph": lambda graph: Within("capture"),
             "synchronize": lambda: log("synchronize"),
+            "mem_get_info": lambda: (6 << 30, 8 << 30),
             "memory_allocated": lambda: 1000,
             "max_memory_allocated": lambda: 5000,
             "reset_peak_memory_stats": lambda: log("reset peak"),

@@ -179,5 +179,8 @@ class Backend(Protocol):
     def probe(self) -> DeviceInfo:
         """Cheap, and never raises."""
 
+    def free_bytes(self, config: SessionConfig) -> int | None:
+        """Memory that networks could still take where they lie; None where nobody tells."""
+
     def load(self, model: Path, config: SessionConfig) -> LoadedModel:
         """Raises Failure. A silent fallback to another provider is a failure of status `ep_fallback`."""

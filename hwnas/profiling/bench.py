@@ -22,6 +22,7 @@ from hwnas.profiling.history import History
 from hwnas.profiling.host import fingerprint
 from hwnas.profiling.protocol import Protocol
 from hwnas.profiling.record import Latency, Record, Sampling, Setup, Subject
+from hwnas.profiling.room import LIBRARIES_MIB, MIB, Room, footprint
 from hwnas.profiling.statistics import Estimate
 from hwnas.profiling.wire import Message, Transport, WorkerDied, WorkerTimeout
 from hwnas.seeding import stream
@@ -111,6 +112,7 @@ class Bench:
         history: What later batches have to know of earlier ones.
         info: What the worker found.
         samples: Raw samples of everything measured, by id; of all processes, one behind the other.
+        squeezed: Why batches are smaller than the protocol's, in words; "" where memory has not bounded them.
         draws: Resamples of the figures, log ms, by id, on the level of the records. Those of one batch are joint, so
             that differences within a batch are as sure as they can be.
     """
@@ -150,6 +152,8 @@ class Bench:
         self._loaded: dict[str, _Loaded] = {}
         self.samples: dict[str, Floats] = {}
         self.draws: dict[str, Floats] = {}
+        self.squeezed = ""
+        self._room = Room()
         self._done = self._total = 0
         self._start()
         told = self._call({"op": "probe", "runtime": config.runtime}, _LOAD_S)
@@ -168,8 +172,10 @@ class Bench:
         if len({*names, *self._references}) != len(names) + len(self._references):
             raise ValueError(f"ids are wanted once each, and none of {sorted(self._references)}; got {sorted(names)}")
         self._done, self._total = 0, len(candidates)
-        for begin in range(0, len(candidates), self._protocol.batch):
-            batch = candidates[begin : begin + self._protocol.batch]
+        begin = 0
+        while begin < len(candidates):
+            batch = self._fitting(candidates[begin : begin + self._protocol.batch])
+            begin += len(batch)
             records = self._batch(batch)
             for candidate in batch:
                 yield records[candidate.id]
@@ -211,12 +217,50 @@ class Bench:
         self._alive = False
         self._transport.close()
 
+    # -- memory ------------------------------------------------------------------------------------------------------
+
+    def _fitting(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+        """As many of the first ones as memory has room for, at least one: alone it may try, and is `oom` if it fails."""
+        self._room = self._ask_room()
+        taken, count = self._taken([]), 0
+        for candidate in candidates:
+            taken += footprint(candidate.path, candidate.facts)
+            if count and taken > self._room.bytes:
+                self.squeezed = (
+                    f"batches of fewer than {self._protocol.batch} networks, for want of memory: together they may "
+                    f"take {self._room}"
+                )
+                break
+            count += 1
+        return candidates[:count]
+
+    def _taken(self, batch: Sequence[Candidate]) -> int:
+        """Estimated bytes of a batch with the references."""
+        own = sum(footprint(path, {}) for path in self._references.values())
+        return own + sum(footprint(candidate.path, candidate.facts) for candidate in batch)
+
+    def _ask_room(self) -> Room:
+        """What there is now, with no network of a batch loaded."""
+        limit = self._config.memory_limit_mib
+        granted = None if limit is None else max(0, int((limit - LIBRARIES_MIB) * MIB))
+        try:
+            if not self._alive:
+                self._start()
+            told = self._call({"op": "room", "config": self._config.to_json()}, _LOAD_S)["free_bytes"]
+        except Failure:  # a worker of an older version, or a driver that does not answer
+            told = None
+        except (WorkerDied, WorkerTimeout):
+            self._alive, told = False, None
+        return Room(told, granted)
+
     # -- one batch ---------------------------------------------------------------------------------------------------
 
     def _batch(self, batch: Sequence[Candidate]) -> dict[str, Record]:
         history = self.history
         rng = stream(self._seed, history.batches, "rounds")
         again, pairs = self._retested(batch, rng), len(history.pairs)
+        while again and self._taken([*batch, *again]) > self._room.bytes:
+            again.pop()
         history.batches += 1
         faults = _Faults()
         members = {candidate.id: candidate for candidate in (*batch, *again)}
@@ -546,7 +590,12 @@ class Bench:
             sampling,
             self._asked_memory(candidate),
             self._asked_energy(candidate),
-            {"before": sessions[0].before, "after": last.after, "references": self.levels},
+            {
+                "before": sessions[0].before,
+                "after": last.after,
+                "references": self.levels,
+                "free_bytes": self._room.free,
+            },
             _flags(minimum, polished, level, samples, loaded, last),
             faults.retries.get(name, 0),
         )

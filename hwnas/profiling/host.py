@@ -13,7 +13,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -100,6 +100,21 @@ def nvidia_gpu() -> dict[str, str] | None:
     return _smi(_SMI_FIELDS)
 
 
+def free_bytes() -> int | None:
+    """Memory that this process may still take: what the system has left, or what is left of a limit that it is held to
+    (cgroup, version 1 or 2, the nearest one counts); None where the system does not tell."""
+    available = re.search(r"MemAvailable:\s+(\d+) kB", _read(_PROC / "meminfo"))
+    known = [*([int(available.group(1)) * 1024] if available else []), *_cgroup_rooms()]
+    return max(0, min(known)) if known else None
+
+
+def free_gpu_bytes() -> int | None:
+    """Free memory of the first NVIDIA GPU, as nvidia-smi says it; None where it does not tell."""
+    told = _smi(("memory.free", "memory.total"))
+    number = re.match(r"(\d+) MiB", (told or {}).get("memory.free", ""))
+    return int(number.group(1)) * 2**20 if number else None
+
+
 def resident_bytes() -> int:
     """Memory of this process that is really there; 0 where the system does not tell."""
     pages = _read(_PROC / "self/statm").split()
@@ -122,6 +137,27 @@ def _gpu_state() -> dict[str, float | str | list[str]]:
     if processes is not None:
         found["gpu_processes"] = [line.strip() for line in processes.splitlines() if line.strip()]
     return found
+
+
+def _cgroup_rooms() -> Iterator[int]:
+    """What is left of each memory limit of this process's groups and their parents, bytes. Cached files are not
+    counted as taken: the kernel gives them up first."""
+    for line in _read(_PROC / "self/cgroup").splitlines():
+        number, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        if number == "0" and not controllers:
+            root, limit, usage, cached = _SYS / "fs/cgroup", "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            root, limit, usage = _SYS / "fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cached = "total_inactive_file"
+        else:
+            continue
+        # in a container the path may be the host's, which is not there: its own group is the root then
+        own = root / path.strip("/")
+        for folder in (own, *(parent for parent in own.parents if parent == root or root in parent.parents)):
+            most, used = _read(folder / limit), _read(folder / usage)
+            if most.isdecimal() and used.isdecimal():
+                files = re.search(rf"^{cached} (\d+)$", _read(folder / "memory.stat"), re.MULTILINE)
+                yield int(most) - int(used) + (int(files.group(1)) if files else 0)
 
 
 def _smi(fields: tuple[str, ...]) -> dict[str, str] | None:

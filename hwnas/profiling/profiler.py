@@ -32,10 +32,10 @@ from hwnas.profiling.machine import MachineLock
 from hwnas.profiling.protocol import Protocol
 from hwnas.profiling.record import Latency, Record
 from hwnas.profiling.references import write_references
+from hwnas.profiling.room import LIBRARIES_MIB
 from hwnas.profiling.transport import LocalTransport, SshTransport
 from hwnas.profiling.wire import Transport, WorkerDied, WorkerTimeout
 
-_LIBRARIES_MIB = 4096  # mapped, not used
 _KEPT_FAILURES = ("unsupported_op", "invalid_model", "ep_fallback")  # would fail the same way tomorrow
 
 
@@ -218,6 +218,7 @@ class Profiler:
             "facts": dict(self.info.facts),
             "noise_floor": floor,
             "calibrated": calibrated,
+            "squeezed": next((bench.squeezed for bench in self._benches.values() if bench.squeezed), ""),
         }
 
     def calibrate(self, candidates: Sequence[Candidate], protocol: Protocol, sessions: int = 5) -> float:
@@ -476,7 +477,7 @@ def _memory_limit(device: Device, runtime: str) -> float | None:
     granted = device.memory_mib
     if granted is None and device.host == "local":
         granted = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
-    return None if granted is None else granted + _LIBRARIES_MIB
+    return None if granted is None else granted + LIBRARIES_MIB
 
 
 def _transport(device: Device) -> Transport:

@@ -129,8 +129,9 @@ def device_note(name: str, told: Mapping[str, Any]) -> str:
     floor = f"noise floor {told['noise_floor']:.1%} between sessions"
     if not told["calibrated"]:
         floor += f" (assumed; 'hwnas calibrate --device {name}' measures it)"
+    squeezed = f"; {told['squeezed']}" if told.get("squeezed") else ""
     threads = f"{told['threads']} thread{'s' * (told['threads'] > 1)}"
-    return f"{name}: {told['title']}, {told['runtime']}, {versions}, {threads}, {told['precision']}; {floor}"
+    return f"{name}: {told['title']}, {told['runtime']}, {versions}, {threads}, {told['precision']}; {floor}{squeezed}"
 
 
 def picture(timings: Timings) -> Figure:

@@ -174,6 +174,10 @@ class BackendSuite:
     def test_probing_again_finds_the_same_device(self, runtime: Backend) -> None:
         assert runtime.probe() == runtime.probe()
 
+    def test_free_memory_is_told_or_not_at_all(self, runtime: Backend) -> None:
+        free = runtime.free_bytes(self.config)
+        assert free is None or free > 0
+
     def test_names_what_runs_it(self, model: LoadedModel) -> None:
         assert model.providers
         assert all(isinstance(name, str) and name for name in model.providers)

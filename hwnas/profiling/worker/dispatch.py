@@ -156,6 +156,10 @@ class Dispatcher:
         if model is not None:
             model.close()
 
+    def _room(self, request: Message) -> Mapping[str, Any]:
+        config = SessionConfig.from_json(request["config"])
+        return {"free_bytes": self._backend(config.runtime).free_bytes(config)}
+
     def _state(self, request: Message) -> Mapping[str, Any]:
         del request
         return {"conditions": host.conditions()}

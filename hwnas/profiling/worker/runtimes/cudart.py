@@ -68,6 +68,10 @@ class Cuda:
             "cuda runtime": _version(runtime),
         }
 
+    def free_bytes(self) -> int:
+        """Memory of the device that is not allocated."""
+        return int(self.call("cudaMemGetInfo")[0])
+
     def allocate(self, size: int) -> int:
         """Address of so many bytes on the device."""
         return int(self.call("cudaMalloc", max(size, 1))[0])

@@ -21,6 +21,7 @@ Options (`SessionConfig.options`; PATTERN is a shell pattern for the file's name
     slow, slow_s, fast_s  factor of the slow mode; mean seconds that either mode lasts
     tail                  share of inferences with a heavy tail
     level, session        standard deviation between sessions, relative: of all networks alike, of each for itself
+    free_mib              memory that is said to be free, MiB; without it none is told
     seed                  of all that; without it every process draws anew
 """
 
@@ -66,6 +67,7 @@ class Settings:
     tail: float = 0.0
     level: float = 0.0
     session: float = 0.0
+    free_mib: float = -1.0  # below 0: not told
     seed: float = -1.0  # below 0: none
 
     @classmethod
@@ -85,7 +87,7 @@ class Settings:
                     Status.BACKEND_UNAVAILABLE,
                     f"runtime fake has no option {name!r}. Known: truth.PATTERN, fault.PATTERN, {', '.join(known)}",
                 )
-            found[name] = _number(name, value, least=-np.inf if name == "seed" else 0.0)
+            found[name] = _number(name, value, least=-np.inf if name in ("seed", "free_mib") else 0.0)
         settings = cls(**found)
         if settings.slow < 1 or settings.tail > 1 or min(settings.slow_s, settings.fast_s, settings.gmacs_per_s) <= 0:
             raise Failure(
@@ -135,6 +137,10 @@ class Fake:
     def probe(self) -> DeviceInfo:
         versions = {"fake": "1"}
         return DeviceInfo(True, "", "simulated device (no hardware)", versions, {"device": "simulated", **versions})
+
+    def free_bytes(self, config: SessionConfig) -> int | None:
+        free = Settings.read(config.options).free_mib
+        return None if free < 0 else int(free * 2**20)
 
     def load(self, model: Path, config: SessionConfig) -> FakeModel:
         settings = Settings.read(config.options)

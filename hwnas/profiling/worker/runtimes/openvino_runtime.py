@@ -47,6 +47,9 @@ class OpenVino:
             return host.unavailable(f"OpenVINO does not start: {error}", versions)
         return DeviceInfo(True, "", name, versions, {**host.facts(), "openvino device": name, **versions})
 
+    def free_bytes(self, config: SessionConfig) -> int | None:
+        return host.free_bytes()
+
     def load(self, model: Path, config: SessionConfig) -> OpenVinoModel:
         return OpenVinoModel(Path(model), config, self.device)
 

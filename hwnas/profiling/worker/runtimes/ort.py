@@ -81,6 +81,10 @@ class OnnxRuntime:
         facts = {**host.facts(), **versions}
         return DeviceInfo(True, "", facts["cpu"], versions, facts)
 
+    def free_bytes(self, config: SessionConfig) -> int | None:
+        # where nvidia-smi is missing, GPU and CPU share their memory (Jetson)
+        return (host.free_gpu_bytes() if self.provider in _GPU else None) or host.free_bytes()
+
     def load(self, model: Path, config: SessionConfig) -> OrtModel:
         return OrtModel(Path(model), config, self.provider)
 

@@ -66,6 +66,9 @@ class TensorRT:
             True, "", facts["name"], versions, {**host.facts(), **facts, **(host.nvidia_gpu() or {}), **versions}
         )
 
+    def free_bytes(self, config: SessionConfig) -> int | None:
+        return Cuda().free_bytes()
+
     def load(self, model: Path, config: SessionConfig) -> TensorRTModel:
         options = _options(config)
         cuda = Cuda()  # before anything of TensorRT: without a device that ends the process

@@ -71,6 +71,13 @@ class Torch:
             True, "", name, versions, {**host.facts(), **(host.nvidia_gpu() or {"name": name}), **versions}
         )
 
+    def free_bytes(self, config: SessionConfig) -> int | None:
+        if self.device == "cpu":
+            return host.free_bytes()
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None
+
     def load(self, model: Path, config: SessionConfig) -> TorchModel:
         return TorchModel(Path(model), config, self.device)
 

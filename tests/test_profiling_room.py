@@ -1,0 +1,187 @@
+"""A batch takes no more memory than there is: estimates, what is free, and batches that are bounded by it."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from hwnas.comparison import time_models
+from hwnas.core.device import Device
+from hwnas.core.measurement import Status
+from hwnas.onnx_facts import model_facts
+from hwnas.profiling import host
+from hwnas.profiling.bench import Bench, Candidate
+from hwnas.profiling.protocol import Protocol
+from hwnas.profiling.references import write_references
+from hwnas.profiling.room import LIBRARIES_MIB, MIB, Room, footprint
+from hwnas.testing.profiling import DirectTransport, SessionConfig, write_relu
+
+BRIEF = Protocol(rounds=4, most_rounds=4, resamples=50, within=0.9)
+FEW = {"truth.*": 1.0, "seed": 1}
+
+
+def candidates(folder: Path, count: int, *, weights_mib: float, activation_mib: float = 0.0) -> list[Candidate]:
+    """Networks that claim so much memory; the simulated device needs none."""
+    facts = {"weights_bytes": int(weights_mib * MIB), "activation_bytes": int(activation_mib * MIB)}
+    return [Candidate(f"net-{i}", write_relu(folder / f"net-{i}.onnx"), facts=facts) for i in range(count)]
+
+
+def bench(folder: Path, *, free_mib: float | None, granted_mib: float | None = None) -> Bench:
+    options = FEW if free_mib is None else FEW | {"free_mib": free_mib}
+    limit = None if granted_mib is None else granted_mib + LIBRARIES_MIB
+    transport = DirectTransport()
+    references = {"reference": write_relu(folder / "reference.onnx")}
+    config = SessionConfig("fake", options=options, memory_limit_mib=limit)
+    return Bench(transport, config, BRIEF, references=references, clock=transport.clock)
+
+
+def sizes(bench: Bench, asked: list[Candidate]) -> list[int]:
+    """Candidates in the batch of each; every network has a figure."""
+    with closing(bench):
+        records = list(bench.measure(asked))
+    assert [record.subject.id for record in records] == [candidate.id for candidate in asked]
+    assert {record.status for record in records} == {Status.OK}
+    orders = [record.sampling.order_hash for record in records if record.sampling is not None]
+    return [orders.count(order) for order in dict.fromkeys(orders)]
+
+
+class TestBatches:
+    # of 100 MiB weights each, a network is said to take 220 MiB; the reference takes 20
+    def test_a_quarter_of_free_memory_bounds_them(self, tmp_path: Path) -> None:
+        made = bench(tmp_path, free_mib=4 * (20 + 3 * 220 + 1))
+        assert sizes(made, candidates(tmp_path, 7, weights_mib=100)) == [3, 3, 1]
+        assert "fewer than 32 networks" in made.squeezed
+        assert "2,724 MiB" in made.squeezed
+
+    def test_activations_count_as_weights_do(self, tmp_path: Path) -> None:
+        made = bench(tmp_path, free_mib=4 * (20 + 2 * 220 + 1))
+        assert sizes(made, candidates(tmp_path, 4, weights_mib=50, activation_mib=50)) == [2, 2]
+
+    def test_what_a_device_file_grants_bounds_them_too(self, tmp_path: Path) -> None:
+        made = bench(tmp_path, free_mib=1e6, granted_mib=500)
+        assert sizes(made, candidates(tmp_path, 4, weights_mib=100)) == [2, 2]
+        assert "500 MiB that the device file grants" in made.squeezed
+
+    @pytest.mark.parametrize("free_mib", [None, 1e6])
+    def test_enough_memory_bounds_nothing(self, tmp_path: Path, free_mib: float | None) -> None:
+        made = bench(tmp_path, free_mib=free_mib)
+        assert sizes(made, candidates(tmp_path, 7, weights_mib=100)) == [7]
+        assert made.squeezed == ""
+
+    def test_a_network_that_is_too_large_is_tried_alone(self, tmp_path: Path) -> None:
+        made = bench(tmp_path, free_mib=100)
+        assert sizes(made, candidates(tmp_path, 3, weights_mib=100)) == [1, 1, 1]
+        assert made.retests is None  # an earlier network beside it would need room as well
+
+    def test_earlier_networks_are_measured_again_where_there_is_room(self, tmp_path: Path) -> None:
+        made = bench(tmp_path, free_mib=4 * (20 + 3 * 220 + 1))
+        assert sizes(made, candidates(tmp_path, 4, weights_mib=100)) == [3, 1]
+        assert made.retests is not None
+        assert made.retests.pairs == 2
+
+    def test_a_worker_that_knows_no_such_question_bounds_nothing(self, tmp_path: Path) -> None:
+        made = bench(tmp_path, free_mib=None)
+        made._config = SessionConfig("fake", options=FEW | {"free_mib": "much"})
+        assert made._ask_room() == Room()
+        made.close()
+
+
+def test_models_of_two_batches_are_not_said_to_be_interleaved(tmp_path: Path) -> None:
+    """`hwnas profile` with files that are too large for one batch."""
+    paths = []
+    for i in range(3):
+        weights = numpy_helper.from_array(np.ones((256, 256), dtype=np.float32), "w")  # a quarter of a MiB
+        values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, (1, 256)) for n in ("x", "y")]
+        nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+        graph = helper.make_graph(nodes, f"g{i}", values[:1], values[1:], [weights])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        onnx.save(model, tmp_path / f"m{i}.onnx")
+        paths.append(tmp_path / f"m{i}.onnx")
+    references = write_references(tmp_path / "references").values()
+    needed = sum(footprint(path, {}) for path in references)
+    needed += sum(footprint(path, model_facts(path).to_json()) for path in paths[:2])
+    options = FEW | {"free_mib": 4 * (needed / MIB + 1)}
+    known = (("fake",), ("fp32",), ("latency_ms",))
+    device = Device("dry", "a dry run", "cpu", *known, "simulated", host="local", options=options)
+    found = time_models(paths, [device], BRIEF, cached=False, transport=DirectTransport)
+    told = {(p.first.model, p.second.model): p.interleaved for p in found.pairs}
+    assert told == {("m0.onnx", "m1.onnx"): True, ("m0.onnx", "m2.onnx"): False, ("m1.onnx", "m2.onnx"): False}
+    assert "want of memory" in found.devices["dry"]["squeezed"]
+
+
+class TestEstimates:
+    def network(self, path: Path, batch: int | str = 2) -> Path:
+        """Two convolutions of 4 channels on 8 x 8 images and their sum: three maps of 256 numbers alive at once."""
+        values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (batch, 4, 8, 8)) for name in ("x", "y")]
+        weights = [numpy_helper.from_array(np.ones((4, 4, 1, 1), dtype=np.float32), name) for name in ("v", "w")]
+        nodes = [
+            helper.make_node("Conv", ["x", "v"], ["a"]),
+            helper.make_node("Relu", ["a"], ["b"]),  # a dies
+            helper.make_node("Conv", ["x", "w"], ["c"]),  # x, b and c
+            helper.make_node("Add", ["b", "c"], ["y"]),  # b, c and y
+        ]
+        graph = helper.make_graph(nodes, "test", values[:1], values[1:], weights)
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+        return path
+
+    def test_live_activations_are_counted_from_the_file(self, tmp_path: Path) -> None:
+        assert model_facts(self.network(tmp_path / "a.onnx")).activation_bytes == 3 * 2 * 4 * 64 * 4
+
+    def test_a_dynamic_shape_is_told_or_not_known(self, tmp_path: Path) -> None:
+        path = self.network(tmp_path / "a.onnx", "n")
+        assert model_facts(path).activation_bytes is None
+        assert model_facts(path, {"x": (5, 4, 8, 8)}).activation_bytes == 3 * 5 * 4 * 64 * 4
+
+    def test_what_is_not_known_is_taken_from_the_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.onnx"
+        path.write_bytes(b"x" * 5 * MIB)
+        assert footprint(path, {}) == (20 + 4 * 5) * MIB
+        assert footprint(path, {"weights_bytes": 3 * MIB}) == (20 + 4 * 3) * MIB
+        assert footprint(path, {"weights_bytes": 3 * MIB, "activation_bytes": MIB}) == (20 + 6 + 2) * MIB
+
+
+class TestFreeMemory:
+    @pytest.fixture
+    def machine(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setattr(host, "_PROC", tmp_path / "proc")
+        monkeypatch.setattr(host, "_SYS", tmp_path / "sys")
+        self.write(tmp_path / "proc/meminfo", "MemTotal: 2000000 kB\nMemAvailable:    1000000 kB\n")
+        return tmp_path
+
+    def write(self, path: Path, text: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def test_what_the_system_has_left(self, machine: Path) -> None:
+        assert host.free_bytes() == 1_000_000 * 1024
+
+    def test_nothing_is_told_where_nothing_is_known(self, machine: Path) -> None:
+        (machine / "proc/meminfo").unlink()
+        assert host.free_bytes() is None
+
+    def test_the_limit_of_a_group_and_its_parents(self, machine: Path) -> None:
+        self.write(machine / "proc/self/cgroup", "0::/box/inner\n")
+        group = machine / "sys/fs/cgroup"
+        for name, most, used in (("box", "500000000", "300000000"), ("box/inner", "max", "100000000")):
+            self.write(group / name / "memory.max", most)
+            self.write(group / name / "memory.current", used)
+        self.write(group / "box/memory.stat", "anon 7\ninactive_file 50000000\nactive_file 9\n")
+        assert host.free_bytes() == 250_000_000
+
+    def test_a_container_sees_its_own_group_as_the_root(self, machine: Path) -> None:
+        self.write(machine / "proc/self/cgroup", "4:memory:/docker/1234\n3:cpu:/\n")
+        group = machine / "sys/fs/cgroup/memory"
+        self.write(group / "memory.limit_in_bytes", "400000000")
+        self.write(group / "memory.usage_in_bytes", "500000000")
+        assert host.free_bytes() == 0
+
+    def test_a_gpu_tells_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(host, "_run", lambda command: "1234 MiB, 8192 MiB\n")
+        assert host.free_gpu_bytes() == 1234 * MIB
+        monkeypatch.setattr(host, "_run", lambda command: None)
+        assert host.free_gpu_bytes() is None
