@@ -71,14 +71,27 @@ class Pair:
     def sentence(self, name: Callable[[Timing], str]) -> str:
         """The pair in words: who is faster, by how much, how sure; with what `name` calls the two."""
         one, two = name(self.first), name(self.second)
+        unlike = "" if self.comparable else "; but one is timed by its device's own events, the other by wall time"
         ratio, low, high = self.result.ratio, self.result.low, self.result.high
         if self.result.tie:
-            return f"{one} and {two}: a tie (ratio {ratio:.3f}, 95 % interval {low:.3f} to {high:.3f})"
+            return f"{one} and {two}: a tie (ratio {ratio:.3f}, 95 % interval {low:.3f} to {high:.3f}){unlike}"
         if ratio > 1:
             one, two = two, one
         else:
             ratio, low, high = 1 / ratio, 1 / high, 1 / low
-        return f"{one} is {ratio:.2f} times as fast as {two} ({low:.2f} to {high:.2f}), {_sure(self.result.chance)}"
+        sure = f"({low:.2f} to {high:.2f}), {_sure(self.result.chance)}{unlike}"
+        return f"{one} is {ratio:.2f} times as fast as {two} {sure}"
+
+    @property
+    def clocks(self) -> tuple[str, ...]:
+        """What each is timed with, "wall" or "device"."""
+        both = (self.first.record.latency, self.second.record.latency)
+        return tuple(latency.clock for latency in both if latency is not None)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether both are timed with the same clock."""
+        return len(set(self.clocks)) < 2
 
 
 @dataclass(frozen=True)
@@ -124,6 +137,7 @@ class Timings:
                     **asdict(p.result),
                     "tie": p.result.tie,
                     "interleaved": p.interleaved,
+                    "clocks": list(p.clocks),
                     "text": p.sentence(self.name),
                 }
                 for p in self.pairs

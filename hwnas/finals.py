@@ -266,6 +266,8 @@ def _note(told: Mapping[str, Any]) -> str:
     if again:
         tau = "" if again["tau"] is None else f", Kendall tau {again['tau']:.2f}"
         text += f"; {again['pairs']} repeated measurements differ by {again['relative']:.1%} (median{tau})"
+    if told.get("clock") == "device":
+        text += "; latencies are by the device's own events, without what the host takes to launch the work"
     if told.get("squeezed"):
         text += f"; {told['squeezed']}"
     hasty = len(told.get("not_final", ()))

@@ -403,6 +403,13 @@ class TestGpuProviders:
         monkeypatch.setattr(model, "_profiled", list)
         assert model.memory().engine == 321
 
+    def test_another_build_has_another_engine_and_none_of_the_timings(self, sessions, network, tmp_path):
+        for build in (0, 1):
+            backend("ort-trt").load(network, SessionConfig("ort-trt", cache=str(tmp_path), build=build))
+        first, second = (session.provider_options for session in sessions)
+        assert not second["trt_engine_cache_prefix"].startswith(first["trt_engine_cache_prefix"])
+        assert (first["trt_timing_cache_enable"], second["trt_timing_cache_enable"]) == ("True", "False")
+
     def test_another_model_has_another_engine(self, sessions, network, tmp_path):
         other = tmp_path / "other.onnx"
         other.write_bytes(SPACE.to_onnx(CELL, "cifar10", seed=1).SerializeToString())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import closing
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
@@ -15,9 +18,13 @@ from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Status
 from hwnas.profiling import host
 from hwnas.profiling.backend import Failure, SessionConfig
+from hwnas.profiling.bench import Bench, Candidate
+from hwnas.profiling.protocol import protocol
+from hwnas.profiling.worker import engines
+from hwnas.profiling.worker.dispatch import Dispatcher
 from hwnas.profiling.worker.runtimes.registry import backend
 from hwnas.spaces.nb201 import NasBench201
-from hwnas.testing.profiling import BackendSuite
+from hwnas.testing.profiling import BackendSuite, DirectTransport, write_cell
 from hwnas.testing.spaces import difference
 
 NEWEST = TENSORRT[-1]
@@ -220,6 +227,60 @@ class TestBuilding:
         newest.stale_timings = True
         load(network, cache=str(tmp_path), options={"workspace_mib": 8})
         assert [told["timings"] for kind, told in (e for e in newest.log if e != "read engine")] == [b"", b""]
+
+
+class TestSeveralBuilds:
+    """Builds of one network differ, so the preset `final` measures an engine of its own in each of its processes."""
+
+    def test_each_is_kept_apart_and_none_chooses_as_another_did(self, newest, network, tmp_path):
+        for build in (0, 1, 2, 1):
+            load(network, cache=str(tmp_path), build=build)
+        assert len(list(tmp_path.glob("*.engine"))) == 3
+        builds = [told["timings"] for kind, told in (e for e in newest.log if e != "read engine")]
+        assert builds == [b"", b"", b""]
+        (timings,) = tmp_path.glob("*.timing")
+        assert timings.read_bytes() == b"+timing"
+
+    def test_final_builds_three_and_tells_their_spread(self, newest, network, tmp_path):
+        transport = DirectTransport()
+        config = SessionConfig("tensorrt", cache=str(tmp_path / "engines"))
+        how = replace(protocol("final"), rounds=3, most_rounds=3, resamples=20, within=0.9, warm_ms=0.1, visit_ms=0.1)
+        reference = write_cell(tmp_path / "reference.onnx", (0, 1, 0, 2, 0, 1))
+        with closing(Bench(transport, config, how, references={"reference": reference})) as bench:
+            (record,) = bench.measure([Candidate("cell", network)])
+        assert record.latency is not None
+        assert record.latency.clock == "device"
+        assert len(record.latency.engines) == 3
+        assert record.latency.engine_spread == pytest.approx(0.0)  # the fake's events always say 6 ms
+        kinds = [entry[0] for entry in newest.log if entry != "read engine"]
+        assert kinds == ["build"] * 4  # and one of the reference, which links the three
+
+    def test_the_folder_of_engines_is_bounded(self, newest, network, tmp_path):
+        sizes = []
+        for i in range(4):
+            other = tmp_path / f"{i}.onnx"
+            other.write_bytes(SPACE.to_onnx(Architecture("nb201", (i,) * 6), "cifar10").SerializeToString())
+            dispatcher = Dispatcher(backend, emit=lambda message: None)
+            config = SessionConfig("tensorrt", cache=str(tmp_path / "engines"), cache_mib=4.0)
+            reply = dispatcher.handle({"op": "load", "id": "a", "path": str(other), "config": config.to_json()})
+            assert reply["ok"], reply
+            sizes.append(sum(path.stat().st_size for path in (tmp_path / "engines").iterdir()))
+            dispatcher.close()
+        assert 0 < max(sizes) <= 4 * 2**20
+        assert len([entry for entry in newest.log if entry != "read engine"]) == 4
+
+
+def test_what_was_not_used_for_longest_goes_first(tmp_path):
+    for i, name in enumerate(("a", "b", "c", "d")):
+        (tmp_path / f"{name}.engine").write_bytes(b"x" * 2**20)
+        os.utime(tmp_path / f"{name}.engine", (1000 + i, 1000 + i))
+    (tmp_path / ".e.engine.1.part").write_bytes(b"x" * 2**20)  # of somebody who is writing
+    engines.used(tmp_path / "a.engine")
+    engines.bound(tmp_path, 2.5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".e.engine.1.part", "a.engine", "d.engine"]
+    engines.bound(tmp_path, 0.5)
+    assert [path.name for path in tmp_path.iterdir()] == [".e.engine.1.part"]
+    engines.bound(tmp_path / "nowhere", 1)
 
 
 class TestFailures:

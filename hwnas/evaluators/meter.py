@@ -16,6 +16,7 @@ from hwnas.core.measurement import Context, Measurement, Source, Status
 from hwnas.core.protocols import SearchSpace
 from hwnas.errors import ExportFailed, HwnasError
 from hwnas.onnx_facts import model_facts
+from hwnas.profiling.backend import clock_of
 from hwnas.profiling.bench import Candidate, OnProgress
 from hwnas.profiling.energy import why_no_meter
 from hwnas.profiling.profiler import Profiler
@@ -179,6 +180,8 @@ class SpaceMeter:
 
     def _context(self, how: Protocol) -> Context:
         profiler = self.profiler
+        threads = f"{profiler.config.threads} thread{'s' * (profiler.config.threads > 1)}"
+        clock = ", by the device's own events" if clock_of(profiler.config) == "device" else ""
         return Context(
             Source.MEASURED,
             device=profiler.device.name,
@@ -186,7 +189,7 @@ class SpaceMeter:
             precision=profiler.config.precision,
             batch=profiler.device.batch,
             dataset=self._dataset,
-            fidelity=f"protocol {how.name}, {profiler.config.threads} thread{'s' * (profiler.config.threads > 1)}",
+            fidelity=f"protocol {how.name}, {threads}{clock}",
             origin=f"{profiler.info.device} ({profiler.fingerprint[:12]})",
             versions=tuple(sorted(profiler.info.versions.items())),
         )

@@ -20,6 +20,10 @@ CPU_RUNTIMES = ("ort-cpu", "openvino", "torch-cpu")  # work on the processor, in
 GPU_RUNTIMES = ("ort-cuda", "ort-trt", "torch-cuda", "tensorrt")  # work on an NVIDIA GPU
 
 
+DEVICE_CLOCK = ("torch-cuda", "tensorrt")  # are timed by the device's own events
+ENGINES = ("tensorrt", "ort-trt")  # build an engine for each network, and no two builds are alike
+
+
 class Failure(Exception):
     """A candidate could not be measured; becomes a row with this status and message, never a number.
 
@@ -49,6 +53,8 @@ class SessionConfig:
         cpus: CPUs that the worker may use; () leaves it to the scheduler.
         options: Further options of the runtime, as it spells them.
         cache: Folder for engines and timing caches; None keeps nothing.
+        cache_mib: How large that folder may be; what was not used for longest is removed.
+        build: Number of the engine, where engines are built: another number is another build of the same network.
         memory_limit_mib: Address space that the worker may use; None for no limit.
         shapes: Input name to static shape, for models with dynamic ones.
     """
@@ -60,6 +66,8 @@ class SessionConfig:
     cpus: tuple[int, ...] = ()
     options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     cache: str | None = None
+    cache_mib: float = 4096.0
+    build: int = 0
     memory_limit_mib: float | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -72,6 +80,18 @@ class SessionConfig:
         values["cpus"] = tuple(values.get("cpus", ()))
         values["shapes"] = {name: tuple(shape) for name, shape in values.get("shapes", {}).items()}
         return cls(**values)
+
+
+def clock_of(config: SessionConfig) -> str:
+    """What latencies are timed with: "device" (its own events), or "wall" (from the launch to the end of the work)."""
+    simulated = config.runtime == "fake" and bool(config.options.get("device_share"))
+    return "device" if simulated or config.runtime in DEVICE_CLOCK else "wall"
+
+
+def builds_engines(config: SessionConfig) -> bool:
+    """Whether the latency of a network depends on which build of its engine runs."""
+    simulated = config.runtime == "fake" and bool(config.options.get("engine"))
+    return simulated or config.runtime in ENGINES
 
 
 class Sample(NamedTuple):

@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hwnas.core.measurement import Status
 from hwnas.profiling import statistics
-from hwnas.profiling.backend import DeviceInfo, Failure, MemoryInfo, SessionConfig
+from hwnas.profiling.backend import DeviceInfo, Failure, MemoryInfo, SessionConfig, builds_engines
 from hwnas.profiling.energy import Energy
 from hwnas.profiling.history import History
 from hwnas.profiling.host import fingerprint
@@ -64,6 +64,7 @@ class _Loaded:
 
     reply: Mapping[str, Any]
     warm: Mapping[str, Any] = field(default_factory=dict)
+    clock: str = ""  # of its samples, once there are any
     rows: list[tuple[float, ...]] = field(default_factory=list)
 
     @property
@@ -150,6 +151,7 @@ class Bench:
         self._measured: dict[str, Candidate] = {}
         self._alive = False
         self._loaded: dict[str, _Loaded] = {}
+        self._build = 0  # number of the process among those of a batch, and of the engines that it builds
         self.samples: dict[str, Floats] = {}
         self.draws: dict[str, Floats] = {}
         self.squeezed = ""
@@ -220,7 +222,7 @@ class Bench:
     # -- memory ------------------------------------------------------------------------------------------------------
 
     def _fitting(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
-        """As many of the first ones as memory has room for, at least one: alone it may try, and is `oom` if it fails."""
+        """As many of the first ones as memory has room for; at least one, which is `oom` if it does not fit alone."""
         self._room = self._ask_room()
         taken, count = self._taken([]), 0
         for candidate in candidates:
@@ -296,6 +298,7 @@ class Bench:
     def _sessions(self, members: Mapping[str, Candidate], faults: _Faults, rng: np.random.Generator) -> list[_Session]:
         found = []
         for number in range(self._protocol.processes):
+            self._build = number
             if number:
                 self._start()
             session = self._session(members, faults, rng)
@@ -425,8 +428,12 @@ class Bench:
             self._loaded[name].rows += rows
             table = np.array(rows)
             device = table[:, _DEVICE]
+            clock = "wall" if np.isnan(device).any() else "device"
+            if self._loaded[name].clock not in ("", clock):
+                raise Failure(Status.CRASHED, "the device told its own time for some inferences only", at=name)
+            self._loaded[name].clock = clock
             # a device's own events are not disturbed by the host: their median is the visit's figure
-            time_ns = table[:, _WALL].min() if np.isnan(device).any() else float(np.median(device))
+            time_ns = table[:, _WALL].min() if clock == "wall" else float(np.median(device))
             visits[ids.index(name), number] = math.log(max(time_ns, 1.0) * 1e-6)
             cpu[ids.index(name), number] = math.log(max(table[:, _CPU].min(), 1.0) * 1e-6)
 
@@ -452,7 +459,9 @@ class Bench:
         return self._transport.call(request, timeout=timeout)
 
     def _load_one(self, name: str, path: Path) -> None:
-        request = {"op": "load", "id": name, "path": self._transport.put(str(path)), "config": self._config.to_json()}
+        # the references link sessions: their engines stay the same
+        config = self._config if name in self._references else replace(self._config, build=self._build)
+        request = {"op": "load", "id": name, "path": self._transport.put(str(path)), "config": config.to_json()}
         self._loaded[name] = _Loaded(self._call(request, _SLOWEST_LOAD_S.get(self._config.runtime, _LOAD_S)))
 
     def _warm(self, name: str) -> None:
@@ -542,7 +551,9 @@ class Bench:
         cpu_half = float(statistics.with_session(cpu_within, self.sigma))
         samples = np.concatenate([s.loaded[name].samples for s in sessions])
         minimum, polished = (_mean([getattr(s.wall, p)[s.at(name)] for s in sessions]) for p in ("minimum", "polished"))
-        device = samples[:, _DEVICE]
+        factor = 1e-6 * math.exp(-level)
+        on_device = statistics.spread(samples[:, _DEVICE] * factor) if loaded.clock == "device" else None
+        engines = [math.exp(s.wall.value[s.at(name)] - level) for s in sessions]
         latency = Latency(
             value=math.exp(value - level),
             low=math.exp(value - level - half),
@@ -553,11 +564,14 @@ class Bench:
             minimum=math.exp(minimum - level),
             polished=math.exp(polished - level),
             level=level,
-            spread=statistics.spread(samples[:, _WALL] * 1e-6 * math.exp(-level)),
+            spread=statistics.spread(samples[:, _WALL] * factor),
             cpu_time=math.exp(cpu),
             cpu_low=math.exp(cpu - cpu_half),
             cpu_high=math.exp(cpu + cpu_half),
-            device_time=None if np.isnan(device).any() else float(np.median(device)) * 1e-6 * math.exp(-level),
+            clock=loaded.clock,
+            device_time=None if on_device is None else on_device.median,
+            device_spread=on_device,
+            engines=tuple(engines) if len(engines) > 1 and builds_engines(self._config) else (),
             first_run=loaded.reply["first_run_ms"],
             load_s=loaded.reply["load_s"],
             build_s=loaded.reply["build_s"],

@@ -31,8 +31,8 @@ ON CONFLICT (key) DO UPDATE SET rank = excluded.rank, record = excluded.record, 
 WHERE excluded.rank >= results.rank
 """
 _BUSY_S = 30.0
-# where files are kept or how much a worker may use changes no figure
-NOT_IDENTITY = ("cache", "memory_limit_mib")
+# where files are kept or how much a worker may use changes no figure; which engine runs is in the figure's interval
+NOT_IDENTITY = ("cache", "cache_mib", "build", "memory_limit_mib")
 
 
 def result_key(graph_hash: str, config: SessionConfig, fingerprint: str) -> str:

@@ -143,7 +143,7 @@ def _cgroup_rooms() -> Iterator[int]:
     """What is left of each memory limit of this process's groups and their parents, bytes. Cached files are not
     counted as taken: the kernel gives them up first."""
     for line in _read(_PROC / "self/cgroup").splitlines():
-        number, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
         if number == "0" and not controllers:
             root, limit, usage, cached = _SYS / "fs/cgroup", "memory.max", "memory.current", "inactive_file"
         elif "memory" in controllers.split(","):

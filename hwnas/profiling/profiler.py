@@ -23,7 +23,7 @@ from hwnas.core.measurement import Status
 from hwnas.devices import lacks
 from hwnas.errors import DataError, DeviceUnavailable, RunIncompatible
 from hwnas.profiling import statistics
-from hwnas.profiling.backend import CPU_RUNTIMES, DeviceInfo, Failure, SessionConfig
+from hwnas.profiling.backend import CPU_RUNTIMES, DeviceInfo, Failure, SessionConfig, clock_of
 from hwnas.profiling.bench import DEFAULT_SIGMA, Bench, Candidate, OnProgress
 from hwnas.profiling.cache import NOT_IDENTITY, ResultCache, result_key
 from hwnas.profiling.history import History
@@ -213,6 +213,7 @@ class Profiler:
             "runtime": self.runtime,
             "threads": self.config.threads,
             "precision": self.config.precision,
+            "clock": clock_of(self.config),
             "versions": dict(self.info.versions),
             "fingerprint": self.fingerprint,
             "facts": dict(self.info.facts),
@@ -520,6 +521,8 @@ def _renewed(latency: Latency, *, shift: float, doubt: float, sigma: float, proc
         level=latency.level - shift,
         spread=latency.spread.scaled(factor),
         device_time=None if latency.device_time is None else factor * latency.device_time,
+        device_spread=None if latency.device_spread is None else latency.device_spread.scaled(factor),
+        engines=tuple(factor * one for one in latency.engines),
         cpu_low=cpu_low,
         cpu_high=cpu_high,
     )

@@ -78,10 +78,15 @@ class Latency:
         calibrated: Whether that was measured on this device; else it is the default.
         minimum, polished: The two parts of the figure.
         level: Log offset of the reference networks to the first batch, which the figure is corrected by.
-        spread: Of all samples, corrected likewise.
+        spread: Of the wall time of all samples, corrected likewise; whatever the clock of `value` is.
         cpu_time, cpu_low, cpu_high: CPU time of one inference by the same estimate, with its 95 % interval;
             uncorrected, as the references' level is one of wall time.
-        device_time: Time on the device by its own events, corrected.
+        clock: What `value` and its interval are made of: "wall", or "device" for the device's own events, which leave
+            out what the host takes to launch the work. The two are not to be compared with each other.
+        device_time: Median time on the device by its own events, corrected; None where it has none.
+        device_spread: As `spread`, of the time on the device.
+        engines: Latency with each engine that was built, in the order of the processes, by `clock` and corrected; ()
+            where no engines are built or only one was.
         first_run, load_s, build_s: The first inference, ms; loading and compiling, s.
     """
 
@@ -98,11 +103,31 @@ class Latency:
     cpu_time: float | None = None
     cpu_low: float | None = None
     cpu_high: float | None = None
+    clock: str = "wall"
     device_time: float | None = None
+    device_spread: Spread | None = None
+    engines: tuple[float, ...] = ()
     first_run: float = 0.0
     load_s: float = 0.0
     build_s: float = 0.0
     estimator: str = ESTIMATOR
+
+    def __post_init__(self) -> None:
+        told = self.clock == "device"
+        if self.clock not in ("wall", "device") or {told} != {
+            x is not None for x in (self.device_time, self.device_spread)
+        }:
+            raise ValueError(f"a latency by the clock 'device' has a device time and its spread; got {self}")
+
+    @property
+    def own_spread(self) -> Spread:
+        """Of the samples that `value` is made of."""
+        return self.spread if self.device_spread is None else self.device_spread
+
+    @property
+    def engine_spread(self) -> float | None:
+        """By how much the slowest engine is slower than the fastest, relative; None from fewer than two."""
+        return max(self.engines) / min(self.engines) - 1 if len(self.engines) > 1 else None
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from typing import Any
 
 MIB = 2**20
 LIBRARIES_MIB = 4096  # mapped by a worker beside its networks, not used
-SHARE = (
-    0.25  # of what is free: the rest is for loading, for the machine's other work, and for what is estimated wrongly
-)
+# of what is free: the rest is for loading, for others' work, and for what is estimated wrongly
+SHARE = 0.25
 _OWN, _WEIGHTS, _ACTIVATIONS = 20 * MIB, 2, 2
 
 

@@ -36,24 +36,32 @@ _ADVICE = {
 }
 _FAR = 5.0  # times as slow: a logarithmic axis
 _LONG = 24  # characters of a name; longer ones have letters in their place
-_COLUMNS = ("model", "latency [ms]", "median", "p95", "CPU time", "memory", "energy", "status")
+_COLUMNS = ("model", "latency [ms]", "clock", "median", "p95", "host", "CPU time", "memory", "energy", "status")
+_CLOCK = _COLUMNS.index("clock")
+_CLOCKS = (
+    "clock device: latency, median and 95th percentile are by the device's own events; host is the median wall time, "
+    "from the launch to the end of the work. Compare figures of one clock only"
+)
 
 
 def cells(timings: Timings, timing: Timing) -> list[str]:
     """One line of the table, as `_COLUMNS`: latency is the robust figure, median and 95th percentile are of the raw
-    samples, memory is weights and the highest sum of live activations."""
+    samples by the same clock, host is the median wall time where that is another clock, memory is weights and the
+    highest sum of live activations."""
     record = timing.record
     name = timings.name(timing)
     told = ", ".join([str(record.status), *record.flags])
     latency = record.latency
     if latency is None:
-        return [name, *["-"] * 6, told]
+        return [name, *["-"] * (len(_COLUMNS) - 2), told]
     half = (latency.high - latency.low) / 2
     return [
         name,
         f"{_ms(latency.value)} ± {half:.2g}",
-        _ms(latency.spread.median),
-        _ms(latency.spread.p95),
+        latency.clock,
+        _ms(latency.own_spread.median),
+        _ms(latency.own_spread.p95),
+        _ms(latency.spread.median if latency.clock == "device" else None),
         _ms(record.cpu_time),
         "-" if record.peak_memory_mib is None else quantity("peak_memory_mib", record.peak_memory_mib),
         "-" if record.energy is None or record.energy.energy_mj is None else f"{record.energy.energy_mj:.3g} mJ",
@@ -70,6 +78,8 @@ def table(timings: Timings) -> RenderableType:
     short = _letters(timings)
     rows = [[_short_name(timings, timing), *cells(timings, timing)[1:]] for timing in ordered(timings)]
     used = [i for i, column in enumerate(zip(*rows, strict=True)) if i == 0 or any(cell != "-" for cell in column)]
+    if not _by_device(timings):  # wall time is what everybody expects
+        used = [i for i in used if i != _CLOCK]
     shown = Table(title=f"timed with protocol {timings.protocol.name}", title_justify="left")
     for i in used:
         shown.add_column(_COLUMNS[i], justify="left" if i in (0, len(_COLUMNS) - 1) else "right", overflow="fold")
@@ -118,9 +128,31 @@ def failures(timings: Timings) -> list[str]:
 def notes(timings: Timings) -> list[str]:
     """Device, runtime and noise floor of each device; why there is no energy."""
     told = [device_note(name, facts) for name, facts in timings.devices.items()]
+    told += [_CLOCKS] if _by_device(timings) else []
+    told += [_engines(timings, timing) for timing in ordered(timings) if _spread_of_engines(timing) is not None]
     energies = [timing.record.energy for timing in timings.timings if timing.record.energy is not None]
     told += [f"no energy: {reason}" for reason in dict.fromkeys(energy.reason for energy in energies) if reason]
     return told
+
+
+def _by_device(timings: Timings) -> bool:
+    """Whether some figure is by a device's own events."""
+    return any(t.record.latency is not None and t.record.latency.clock == "device" for t in timings.timings)
+
+
+def _spread_of_engines(timing: Timing) -> float | None:
+    return None if timing.record.latency is None else timing.record.latency.engine_spread
+
+
+def _engines(timings: Timings, timing: Timing) -> str:
+    """What building a network's engine again changes."""
+    latency = timing.record.latency
+    assert latency is not None
+    each = ", ".join(_ms(value) for value in latency.engines)
+    return (
+        f"{timings.name(timing)}: {len(latency.engines)} engines were built, which take {each} ms: the slowest "
+        f"{latency.engine_spread:.1%} more than the fastest"
+    )
 
 
 def device_note(name: str, told: Mapping[str, Any]) -> str:
@@ -131,7 +163,9 @@ def device_note(name: str, told: Mapping[str, Any]) -> str:
         floor += f" (assumed; 'hwnas calibrate --device {name}' measures it)"
     squeezed = f"; {told['squeezed']}" if told.get("squeezed") else ""
     threads = f"{told['threads']} thread{'s' * (told['threads'] > 1)}"
-    return f"{name}: {told['title']}, {told['runtime']}, {versions}, {threads}, {told['precision']}; {floor}{squeezed}"
+    clock = "; timed by the device's own events" if told.get("clock") == "device" else ""
+    how = f"{told['runtime']}, {versions}, {threads}, {told['precision']}{clock}"
+    return f"{name}: {told['title']}, {how}; {floor}{squeezed}"
 
 
 def picture(timings: Timings) -> Figure:
@@ -143,7 +177,7 @@ def picture(timings: Timings) -> Figure:
         latency = timing.record.latency
         assert latency is not None
         if timing.samples is not None and len(timing.samples) > 1:
-            _violin(axes, timing.samples[:, 1] * 1e-6, place)
+            _violin(axes, timing.samples[:, 4 if latency.clock == "device" else 1] * 1e-6, place)
         colour = RED if timing.record.flags or str(timing.record.status) != "ok" else BLUE
         reach = [[latency.value - latency.low], [latency.high - latency.value]]
         axes.errorbar(latency.value, place, xerr=reach, fmt="o", color=colour, ms=4, capsize=4, lw=1.6, zorder=3)
@@ -153,7 +187,7 @@ def picture(timings: Timings) -> Figure:
     values = [timing.record.latency.value for timing in rows if timing.record.latency is not None]
     if values and max(values) > _FAR * min(values):
         log_axis(axes, "x")
-    axes.set_xlabel("latency [ms]")
+    axes.set_xlabel("latency [ms]" + (f", clock: {_clocks(rows)}" if _by_device(timings) else ""))
     floors = ", ".join(
         f"{name} {told['noise_floor']:.1%}{'' if told['calibrated'] else ' (assumed)'}"
         for name, told in timings.devices.items()
@@ -248,6 +282,14 @@ def _violin(axes: Axes, samples: NDArray[np.float64], place: int) -> None:
     density = np.exp(-0.5 * ((grid[:, None] - inside) / width) ** 2).sum(axis=1)
     reach = 0.38 * density / density.max()
     axes.fill_between(np.exp(grid), place - reach, place + reach, color=GREY, alpha=0.35, lw=0)
+
+
+def _clocks(rows: Sequence[Timing]) -> str:
+    """Which devices are timed by which clock."""
+    told = {t.device: t.record.latency.clock for t in rows if t.record.latency is not None}
+    if len(set(told.values())) == 1:
+        return next(iter(told.values()))
+    return ", ".join(f"{clock} on {device}" for device, clock in told.items())
 
 
 def _listed(title: str, lines: Sequence[str]) -> str:

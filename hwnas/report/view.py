@@ -406,7 +406,17 @@ def live_graph(graph: ArchGraph) -> ArchGraph:
 
 def _repeatability(told: Mapping[str, Any]) -> dict[str, Any]:
     """What a reader should know of a device that was measured on; relative numbers, None where unknown."""
-    names = ("title", "runtime", "threads", "precision", "versions", "fingerprint", "noise_floor", "calibrated")
+    names = (
+        "title",
+        "runtime",
+        "threads",
+        "precision",
+        "clock",
+        "versions",
+        "fingerprint",
+        "noise_floor",
+        "calibrated",
+    )
     again = told.get("retests") or {}
     checked, held = told.get("audits") or (0, 0)
     return {

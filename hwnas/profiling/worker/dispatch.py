@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from hwnas.profiling import host
 from hwnas.profiling.backend import Backend, Failure, LoadedModel, Sample, SessionConfig
 from hwnas.profiling.energy import find_meter, measure_energy
 from hwnas.profiling.wire import Message
+from hwnas.profiling.worker import engines
 
 _BLOCK = 5  # runs whose median is compared with that of the next block while warming up
 
@@ -102,6 +104,8 @@ class Dispatcher:
             model.close()
             raise
         self._models[name], self._runtimes[name] = model, config.runtime
+        if config.cache is not None:
+            engines.bound(Path(config.cache), config.cache_mib)
         return {
             "providers": list(model.providers),
             "build_s": model.build_s,

@@ -20,6 +20,8 @@ Options (`SessionConfig.options`; PATTERN is a shell pattern for the file's name
     drift                 growth of all latencies per minute, relative
     slow, slow_s, fast_s  factor of the slow mode; mean seconds that either mode lasts
     tail                  share of inferences with a heavy tail
+    device_share          share of the wall time that the device's own events show; without it there are no events
+    engine                standard deviation between builds of a network's engine (`SessionConfig.build`), relative
     level, session        standard deviation between sessions, relative: of all networks alike, of each for itself
     free_mib              memory that is said to be free, MiB; without it none is told
     seed                  of all that; without it every process draws anew
@@ -67,6 +69,8 @@ class Settings:
     tail: float = 0.0
     level: float = 0.0
     session: float = 0.0
+    device_share: float = 0.0
+    engine: float = 0.0
     free_mib: float = -1.0  # below 0: not told
     seed: float = -1.0  # below 0: none
 
@@ -201,6 +205,8 @@ class FakeModel:
         self.truth_ms = _truth(path, config, machine.settings, facts)
         self._sensitivity = float(np.random.default_rng(stable_hash(f"slow/{path.stem}")).uniform(*_SENSITIVITY))
         own = machine.settings.session * float(machine.stream("network", path.stem).standard_normal())
+        built = np.random.default_rng(stable_hash(f"engine/{machine.settings.seed}/{path.stem}/{config.build}"))
+        own += machine.settings.engine * float(built.standard_normal())
         self._log = float(np.log(self.truth_ms)) + machine.level + own
 
     def run(self, n: int = 1) -> None:
@@ -228,7 +234,8 @@ class FakeModel:
         wall_ms, cpu_ms, slow = self._spend(loops)
         if self._fault in ("nan", "zero") and self._runs >= self._fault_at:
             wall_ms = float("nan") if self._fault == "nan" else 0.0
-        return Sample(1e6 * wall_ms, 1e6 * cpu_ms, 1e6 * cpu_ms, None, int(slow))
+        share = self._machine.settings.device_share
+        return Sample(1e6 * wall_ms, 1e6 * cpu_ms, 1e6 * cpu_ms, share * 1e6 * wall_ms if share else None, int(slow))
 
     def _spend(self, n: int) -> tuple[float, float, bool]:
         """Simulate `n` inferences: wall and CPU time of one, ms, and whether the machine was slow."""

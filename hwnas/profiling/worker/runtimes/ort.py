@@ -151,7 +151,7 @@ class OrtModel:
         """Size of the engines of this very model (their names begin with its digest); None where there are none."""
         if self._provider != TENSORRT or self._config.cache is None:
             return None
-        engines = Path(self._config.cache).glob(f"{_engine_prefix(self._path)}*.engine")
+        engines = Path(self._config.cache).glob(f"{_engine_prefix(self._path, self._config)}*.engine")
         return sum(engine.stat().st_size for engine in engines) or None
 
     def _profiled(self) -> list[dict[str, Any]]:
@@ -243,14 +243,16 @@ def _defaults(provider: str, config: SessionConfig, model: Path) -> dict[str, st
         "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": config.cache,
         # ONNX Runtime's own names tell models apart by their graph's name
-        "trt_engine_cache_prefix": _engine_prefix(model),
-        "trt_timing_cache_enable": "True",
+        "trt_engine_cache_prefix": _engine_prefix(model, config),
+        # with the timings of an earlier build another one would choose as that did
+        "trt_timing_cache_enable": str(not config.build),
         "trt_timing_cache_path": config.cache,
     }
 
 
-def _engine_prefix(model: Path) -> str:
-    return f"hwnas-{hashlib.sha256(model.read_bytes()).hexdigest()[:16]}"
+def _engine_prefix(model: Path, config: SessionConfig) -> str:
+    build = f"build{config.build}-" if config.build else ""
+    return f"hwnas-{build}{hashlib.sha256(model.read_bytes()).hexdigest()[:16]}"
 
 
 def _check_precision(config: SessionConfig, provider: str, types: Sequence[str]) -> None:

@@ -32,6 +32,7 @@ from hwnas import atomic
 from hwnas.core.measurement import Status
 from hwnas.profiling import host
 from hwnas.profiling.backend import DeviceInfo, Failure, MemoryInfo, Sample, SessionConfig
+from hwnas.profiling.worker import engines
 from hwnas.profiling.worker.clock import sample
 from hwnas.profiling.worker.inputs import make_inputs
 from hwnas.profiling.worker.runtimes.cudart import Cuda
@@ -259,6 +260,7 @@ def _plan(
     kept = None if config.cache is None else Path(config.cache)
     engine_file = kept and kept / f"{_engine_key(path, config, options, trt, facts, inputs)}.engine"
     if reuse and engine_file and engine_file.is_file():
+        engines.used(engine_file)
         return engine_file.read_bytes(), inputs
     settings = builder.create_builder_config()
     _configure(trt, settings, network, config, options)
@@ -268,7 +270,8 @@ def _plan(
         for i in dynamic:
             profile.set_shape(i.name, *[inputs[i.name].shape] * 3)
         settings.add_optimization_profile(profile)
-    timings = kept and kept / f"{_digest(facts, str(trt.__version__))[:32]}.timing"
+    # with the timings of an earlier build this one would choose as that did: what building again changes would not show
+    timings = None if config.build else kept and kept / f"{_digest(facts, str(trt.__version__))[:32]}.timing"
     if timings:
         known = timings.read_bytes() if timings.is_file() else b""
         if not settings.set_timing_cache(settings.create_timing_cache(known), False):
@@ -277,8 +280,9 @@ def _plan(
     if memory is None:
         raise _failure(f"TensorRT cannot build an engine for {path.name}", logger.told())
     plan = bytes(memory)
-    if timings and engine_file:
+    if timings:
         atomic.write(timings, bytes(settings.get_timing_cache().serialize()))
+    if engine_file:
         atomic.write(engine_file, plan)
     return plan, inputs
 
@@ -321,11 +325,13 @@ def _engine_key(
     facts: Mapping[str, str],
     inputs: Mapping[str, NDArray[Any]],
 ) -> str:
-    """Everything that an engine depends on: the model with its weights, how it is built, for what, and by what."""
+    """Everything that an engine depends on: the model with its weights, how it is built, for what, and by what; and
+    which of several builds it is."""
     shapes = {name: value.shape for name, value in inputs.items()}
     built = {name: value for name, value in options.items() if name != "mode"}
     content = hashlib.sha256(path.read_bytes()).hexdigest()
-    return _digest(content, config.precision, built, shapes, facts, str(trt.__version__))
+    again = [config.build] if config.build else []
+    return _digest(content, config.precision, built, shapes, facts, str(trt.__version__), *again)
 
 
 def _digest(*parts: Any) -> str:
