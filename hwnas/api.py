@@ -23,7 +23,7 @@ from hwnas.core.state import Evaluation, SearchState
 from hwnas.core.stopping import Stopped
 from hwnas.core.wording import origin, origins
 from hwnas.errors import InvalidSetting, RunCorrupt, RunError, UsageError
-from hwnas.finals import Finals, check_exported, keep_samples, measure_front, summarise
+from hwnas.finals import Finals, check_exported, keep_samples, measure_front, predicted_front, summarise
 from hwnas.loop import OnStep, Search, replay
 from hwnas.measure import Measure, Wanted, count
 from hwnas.rundir import MODELS, RunDirectory
@@ -251,7 +251,10 @@ class Run:
                 self.assembly.weights,
             )
             if self.directory is not None:
+                self._watch(on_measure, "exported models: ")
                 result = self._write(self.directory, result, models)
+            else:
+                result = self._with_predicted(result)
         finally:
             try:
                 if self.directory is not None:
@@ -288,23 +291,38 @@ class Run:
         return tuple(rows), replace(ledger, reported=count(rows, evaluations=0).error_queries)
 
     def _write(self, directory: RunDirectory, result: SearchResult, models: str) -> SearchResult:
-        """Write everything that a finished run has; the result with what the exported model's check said."""
+        """Write everything that a finished run has; the result with what the exported models' check said."""
         directory.write_archive(result.state)
+        files: list[Path] = []
         if models != "none" and result.front:
             which = "best" if models == "best" else "front"
             manifest = export(result, directory.path / MODELS, which=which, force=True)
-            recommended = [entry["file"] for entry in manifest["models"] if entry["recommended"]]
-            if recommended and self.assembly.measured and result.best is not None:
-                from hwnas.export import add_to_certificate
-
-                path = directory.path / MODELS / recommended[0]
-                checked = check_exported(self.assembly, path, result.best.evaluation)
-                add_to_certificate(path, checked)
-                result = replace(result, finals=replace(result.finals, checked=checked))
-        if self.assembly.measured:
+            files = [directory.path / MODELS / entry["file"] for entry in manifest["models"]]
+            if self.assembly.measured:
+                result = self._check(result, manifest, files)
+        result = self._with_predicted(result, files if models == "front" else ())
+        if self.assembly.measured or result.finals.predicted:
             result.finals.write(directory.path)
         write_report(result, directory)
         return result
+
+    def _check(self, result: SearchResult, manifest: Mapping[str, Any], files: Sequence[Path]) -> SearchResult:
+        """Time the exported models from their files; certificates and result then say how that went."""
+        from hwnas.export import add_to_certificate
+
+        known = {e.architecture.key: e for e in result.state.archive}
+        entries = manifest["models"]
+        checked = check_exported(
+            self.assembly, {path: known[entry["key"]] for path, entry in zip(files, entries, strict=True)}
+        )
+        for path in files:
+            add_to_certificate(path, checked[path.name])
+        recommended = next((checked[entry["file"]] for entry in entries if entry["recommended"]), {})
+        return replace(result, finals=replace(result.finals, checked=recommended, exported=checked))
+
+    def _with_predicted(self, result: SearchResult, files: Sequence[Path] = ()) -> SearchResult:
+        predicted = predicted_front(self.assembly, result.state, files)
+        return replace(result, finals=replace(result.finals, predicted=predicted)) if predicted else result
 
 
 def open_run(

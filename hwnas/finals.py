@@ -2,12 +2,16 @@
 
 Differences that decide who is on the front are often smaller than the intervals of a search's quick measurements. What
 may be on the front once it is measured well is therefore measured with the protocol `final`, until nothing new turns
-up; and the recommended model is timed once more from the very file that the user gets.
+up; and the exported models are timed once more from the very files that the user gets.
+
+A saved profile has no device that could be asked: its front may consist of predictions. Then the result says how many
+they are and, where the profile's own device is at hand, which command measures them.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -26,8 +30,12 @@ from hwnas.core.measurement import Measurement, Source
 from hwnas.core.protocols import Store
 from hwnas.core.state import Evaluation, SearchState
 from hwnas.core.wording import quantity
-from hwnas.errors import RunCorrupt, RunError
+from hwnas.devices import load_device
+from hwnas.errors import HwnasError, RunCorrupt, RunError
 from hwnas.evaluators.measured import LATENCY, MeasuredEvaluator
+from hwnas.evaluators.saved import SavedEvaluator
+from hwnas.profiling import host
+from hwnas.profiling.profiler import choose_runtime
 from hwnas.profiling.record import write_samples
 
 FILE = "measurements.json"
@@ -44,11 +52,15 @@ class Finals:
             for each architecture (by key) the name of its network in the files of raw samples.
         certificates: For each architecture (by key) and device the whole record of its last measurement.
         checked: For each device: the recommended model timed from its exported file, and whether it meets the budget.
+        exported: The same for each exported model of the front, by its file's name.
+        predicted: For each saved profile whose front is partly predicted: of how many networks, and what to do.
     """
 
     devices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     certificates: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     checked: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    exported: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    predicted: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def broken(self) -> list[str]:
@@ -58,7 +70,27 @@ class Finals:
     @property
     def notes(self) -> list[str]:
         """What a reader of the result should know about its measurements."""
-        return [*map(_note, self.devices.values()), *(str(told["message"]) for told in self.checked.values())]
+        return [
+            *map(_note, self.devices.values()),
+            *(str(told["message"]) for told in self.checked.values()),
+            *(note for device in self.devices if (note := self._files_note(device))),
+            *(str(told["message"]) for told in self.predicted.values()),
+        ]
+
+    def _files_note(self, device: str) -> str:
+        """What timing the files of the whole front came to, where there is more than the recommended one."""
+        files = {name: told[device] for name, told in self.exported.items() if device in told}
+        if len(files) < 2:
+            return ""
+        agree = sum(bool(told["agrees"]) for told in files.values())
+        text = f"All {len(files)} exported models were timed from their files on {device}: {agree} agree with the front"
+        others = [name for name, told in files.items() if not told["agrees"]]
+        if others:
+            text += f", {', '.join(others)} not"
+        late = [name for name, told in files.items() if not told["kept"]]
+        if late:
+            text += f"; without a figure or not certainly within the budget: {', '.join(late)}"
+        return f"{text}."
 
     def write(self, folder: Path) -> None:
         """Keep it in a run directory.
@@ -159,44 +191,105 @@ def keep_samples(assembly: Assembly, folder: Path) -> None:
                 ) from error
 
 
-def check_exported(assembly: Assembly, path: Path, found: Evaluation) -> dict[str, dict[str, Any]]:
-    """Time the recommended model from its file on every measured device, and hold it against the budgets.
+def check_exported(assembly: Assembly, files: Mapping[Path, Evaluation]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Time exported models from their files on every measured device, interleaved with each other, and hold them
+    against the budgets.
 
     Args:
         assembly: Has the devices.
-        path: The model.
-        found: What the run says of it, which another figure than the file's may contradict.
+        files: What the run says of each, which another figure than the file's may contradict.
+
+    Returns:
+        By file name and device: latency with its interval, whether it agrees with the front's (`agrees`: the intervals
+        meet) and is certainly within the budgets (`kept`), and all that in words.
     """
-    checked: dict[str, dict[str, Any]] = {}
+    checked: dict[str, dict[str, dict[str, Any]]] = {path.name: {} for path in files}
     for evaluator in assembly.measured:
         date = datetime.now(UTC).isoformat(timespec="seconds")
-        told = evaluator.meter.measure_file(path)
-        start = f"{path.name} timed from its file on {evaluator.device}: "
-        if isinstance(told, str):
-            checked[evaluator.device] = {"file": path.name, "date": date, "kept": False, "message": f"{start}{told}."}
-            continue
-        value, low, high = told
-        row = found.find(LATENCY, evaluator.device)
-        bounds = [c for c in assembly.constraints if (c.metric, c.device) == (LATENCY, evaluator.device)]
-        message = f"{start}{quantity(LATENCY, value)} ({quantity(LATENCY, low)} to {quantity(LATENCY, high)})"
-        for bound in bounds:
-            how = "within" if bound.violation(high) == 0 else "NOT certainly within"
-            message += f", {how} the budget of {quantity(LATENCY, bound.bound)}"
-        if row is not None and row.interval is not None and not (row.interval[0] <= high and low <= row.interval[1]):
-            message += (
-                f"; the front says {quantity(LATENCY, row.value)}, and the intervals do not meet: this machine does "
-                "not repeat its figures that well now"
-            )
-        checked[evaluator.device] = {
-            "file": path.name,
-            "date": date,
-            "latency_ms": value,
-            "low": low,
-            "high": high,
-            "kept": all(bound.violation(high) == 0 for bound in bounds),
-            "message": f"{message}.",
-        }
+        context = evaluator.meter.context(LATENCY, final=True)
+        how = {"date": date, "fidelity": None if context is None else context.fidelity}
+        for (path, found), told in zip(files.items(), evaluator.meter.measure_files(list(files)), strict=True):
+            row = found.find(LATENCY, evaluator.device)
+            facts = _checked(assembly, evaluator.device, row, path, told)
+            checked[path.name][evaluator.device] = {"file": path.name, **how, **facts}
     return checked
+
+
+def _checked(
+    assembly: Assembly, device: str, row: Measurement | None, path: Path, told: tuple[float, float, float] | str
+) -> dict[str, Any]:
+    """What timing a file says of its model; `row` is what the run says of it."""
+    start = f"{path.name} timed from its file on {device}: "
+    if isinstance(told, str):
+        return {"kept": False, "agrees": False, "message": f"{start}{told}."}
+    value, low, high = told
+    bounds = [c for c in assembly.constraints if (c.metric, c.device) == (LATENCY, device)]
+    message = f"{start}{quantity(LATENCY, value)} ({quantity(LATENCY, low)} to {quantity(LATENCY, high)})"
+    for bound in bounds:
+        how = "within" if bound.violation(high) == 0 else "NOT certainly within"
+        message += f", {how} the budget of {quantity(LATENCY, bound.bound)}"
+    agrees = row is None or row.interval is None or (row.interval[0] <= high and low <= row.interval[1])
+    if row is not None and not agrees:
+        message += (
+            f"; the front says {quantity(LATENCY, row.value)}, and the intervals do not meet: this machine does "
+            "not repeat its figures that well now"
+        )
+    return {
+        "latency_ms": value,
+        "low": low,
+        "high": high,
+        "kept": all(bound.violation(high) == 0 for bound in bounds),
+        "agrees": agrees,
+        "message": f"{message}.",
+    }
+
+
+def predicted_front(assembly: Assembly, state: SearchState, files: Sequence[Path] = ()) -> dict[str, dict[str, Any]]:
+    """For each saved profile of a search: how many networks of the front have a predicted latency, and the command
+    that measures the front where the profile's own device is at hand.
+
+    Args:
+        assembly: Has the profiles.
+        state: The search's.
+        files: Exported models of the front; without any, the command names architectures.
+    """
+    told: dict[str, dict[str, Any]] = {}
+    front = [state.archive[i] for i in state.front_indices]
+    for profile in {e.device: e for _, e in assembly.plan if isinstance(e, SavedEvaluator)}.values():
+        rows = [row for e in front if (row := e.find(LATENCY, profile.device)) is not None]
+        count = sum(row.context.source is Source.PREDICTED for row in rows)
+        if not count:
+            continue
+        of = "all" if count == len(rows) else f"{count} of the {len(rows)}"
+        message = f"{profile.device} is a saved profile: the latencies of {of} networks on the front are predictions"
+        origin, here = _origin(profile)
+        command = ""
+        if here:
+            named = [str(path) for path in files] or [
+                "--space", assembly.space.name, "--dataset", assembly.config.dataset,
+                *(word for e in front for word in ("--arch", assembly.space.format(e.architecture))),
+            ]  # fmt: skip
+            command = shlex.join(["hwnas", "profile", *named, "--device", origin, "--preset", "final"])
+            message += f"; this measures them on {origin}, where it was made: {command}"
+        else:
+            message += "; they can be measured where it was made" + (f" (device {origin})" if origin else "")
+        told[profile.device] = {"front": len(rows), "predicted": count, "command": command, "message": f"{message}."}
+    return told
+
+
+def _origin(profile: SavedEvaluator) -> tuple[str, bool]:
+    """The device that a profile was measured on, and whether it is at hand: the same hardware, with a runtime."""
+    told = profile.measured_on
+    name, facts = str(told.get("device", "")), told.get("facts", {})
+    try:
+        device = load_device(name)
+        choose_runtime(device)
+    except HwnasError:
+        return name, False
+    if device.host != "local":
+        return name, True  # whoever can reach it can measure
+    now = {**host.facts(), **(host.nvidia_gpu() or {})}
+    return name, bool(facts) and all(now.get(key) == facts[key] for key in ("cpu", "uuid") if key in facts)
 
 
 def _not_final(assembly: Assembly, evaluator: MeasuredEvaluator, state: SearchState) -> list[str]:

@@ -16,8 +16,9 @@ from rich.console import Console
 from hwnas import api
 from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Context, Measurement, Source
+from hwnas.core.objective import Constraint
 from hwnas.core.state import Evaluation
-from hwnas.finals import check_exported
+from hwnas.finals import Finals, check_exported
 from hwnas.profiling.protocol import PROTOCOLS
 from hwnas.progress import Measuring, Progress
 from hwnas.report import html
@@ -44,7 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[api.SearchResult, lis
             "source": "surrogate",
         }
         opened = api.open_run(given, out=folder / "run")
-        result = opened.finish(on_measure=lambda *words: told.append(words), models="best")
+        result = opened.finish(on_measure=lambda *words: told.append(words))
     return result, told
 
 
@@ -81,7 +82,34 @@ def test_raw_samples_are_kept_and_found_by_architecture(run: tuple[api.SearchRes
         assert (table[:, 1] > 0).all()
     careful = samples[f"final/{networks[result.front[0].architecture.key]}"]
     assert np.sum(np.diff(careful[:, 0]) < 0) == 2  # three processes, one behind the other
-    assert len(samples["final/exported"]) > 0
+    for path in (result.folder / "models").glob("*.onnx"):
+        assert len(samples[f"final/exported/{path.stem}"]) > 0
+
+
+def test_every_exported_model_is_timed_from_its_file_and_its_certificate_says_so(
+    run: tuple[api.SearchResult, list[tuple[str, int, int, str]]],
+) -> None:
+    result, told = run
+    assert result.folder is not None
+    files = sorted((result.folder / "models").glob("*.onnx"))
+    assert len(files) == len(result.front) > 1
+    assert set(result.finals.exported) == {path.name for path in files}
+    for path in files:
+        certificate = json.loads(path.with_suffix(".certificate.json").read_text())["cpu"]
+        exported = certificate["exported"]
+        assert exported == result.finals.exported[path.name]["cpu"]
+        assert exported["file"] == path.name
+        assert exported["fidelity"].startswith("protocol final")
+        assert 0 < exported["low"] <= exported["latency_ms"] <= exported["high"] < 1000
+        assert exported["kept"]
+        assert certificate["latency"]["value"] != exported["latency_ms"]  # a measurement of its own
+    (recommended,) = result.finals.checked.values()
+    assert recommended == result.finals.exported[recommended["file"]]["cpu"]
+    (note,) = [note for note in result.finals.notes if note.startswith("All ")]
+    assert note.startswith(f"All {len(files)} exported models were timed from their files on cpu: ")
+    assert any(text.startswith("exported models: round ") for *_, text in told)
+    again = api.load(result.folder).finals
+    assert (again.exported, again.notes) == (result.finals.exported, result.finals.notes)
 
 
 def test_reports_tell_noise_floor_and_retests(run: tuple[api.SearchResult, object]) -> None:
@@ -143,8 +171,29 @@ def test_a_file_that_contradicts_the_front_is_said(timed: tuple[float, float, fl
     architecture = Architecture("toy", (0, 0, 0, 0))
     context = Context(Source.MEASURED, device="box")
     row = Measurement(architecture, "latency_ms", 1.0, context, interval=(0.97, 1.03))
-    meter = SimpleNamespace(measure_file=lambda path: timed)
+    meter = SimpleNamespace(measure_files=lambda paths: [timed for _ in paths], context=lambda metric, final: context)
     assembly: Any = SimpleNamespace(measured=(SimpleNamespace(device="box", meter=meter),), constraints=())
-    told = check_exported(assembly, Path("net.onnx"), Evaluation(architecture, (row,)))["box"]
+    found = check_exported(assembly, {Path("net.onnx"): Evaluation(architecture, (row,))})
+    told = found["net.onnx"]["box"]
     assert told["latency_ms"] == timed[0]
+    assert told["agrees"] is not contradicts
     assert ("the intervals do not meet" in told["message"]) is contradicts
+
+
+def test_of_a_front_that_misses_its_budget_the_files_are_named() -> None:
+    context = Context(Source.MEASURED, device="box")
+    budget = Constraint("latency_ms", 1.1, "box")
+    timed: list[Any] = [(1.0, 0.9, 1.05), (1.0, 0.9, 1.2), "oom: too large"]
+    meter = SimpleNamespace(measure_files=lambda paths: timed, context=lambda metric, final: context)
+    assembly: Any = SimpleNamespace(measured=(SimpleNamespace(device="box", meter=meter),), constraints=(budget,))
+    files = {}
+    for i in range(3):
+        architecture = Architecture("toy", (i, 0, 0, 0))
+        row = Measurement(architecture, "latency_ms", 1.0, context, interval=(0.97, 1.03))
+        files[Path(f"{i}.onnx")] = Evaluation(architecture, (row,))
+    found = Finals(devices={"box": {}}, exported=check_exported(assembly, files))
+    assert [told["box"]["kept"] for told in found.exported.values()] == [True, False, False]
+    assert found._files_note("box") == (
+        "All 3 exported models were timed from their files on box: 2 agree with the front, 2.onnx not; without a "
+        "figure or not certainly within the budget: 1.onnx, 2.onnx."
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,9 +23,10 @@ from hwnas.devices import load_device
 from hwnas.errors import InvalidSetting, InvalidTable, RunError, RunExists
 from hwnas.evaluators.saved import FEWEST, SavedEvaluator
 from hwnas.predictors.log_process import LogProcess
-from hwnas.profiling import saved
+from hwnas.profiling import host, saved
 from hwnas.profiling.profiler import Profiler, read_calibration
 from hwnas.profiling.protocol import protocol
+from hwnas.report import html, sentences
 from hwnas.spaces.codes import sample
 from hwnas.testing.evaluators import EvaluatorSuite
 from hwnas.testing.toy import DATASET, ToySpace
@@ -287,12 +289,47 @@ def test_a_search_on_a_profile(capsys: pytest.CaptureFixture[str]) -> None:
     assert result.ledger.predicted > 0
     sources = {row.context.source for e in result.state.archive for row in e.measurements if row.metric == "latency_ms"}
     assert sources == {Source.MEASURED, Source.PREDICTED} or sources == {Source.PREDICTED}
-    from hwnas.report import sentences
-
     assert any("predicted, not measured" in sentence for sentence in sentences(result.view))
+    (note,) = result.finals.notes
+    predicted = sum(found.sources["latency_ms@board"] == "predicted" for found in result.front)
+    assert result.finals.predicted["board"]["predicted"] == predicted > 0
+    assert note.startswith("board is a saved profile: the latencies of ")
+    assert "hwnas profile" not in note  # nobody knows where it was measured
     words = ("search", "--device", "board", "--source", "surrogate", "--dataset", "cifar100", "--queries", "5")
     assert cli(*words) == 4
     assert "are not about this space and data set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_a_front_of_predictions_says_so_and_how_it_can_be_measured(here: bool) -> None:
+    space = registry.space("nb201")
+    context = replace(MEASURED, dataset="cifar10")
+    of = [
+        Measurement(a, "latency_ms", v, context, interval=(0.97 * v, 1.03 * v))
+        for a in dict.fromkeys(sample(space, 40, rng=np.random.default_rng(0)))
+        for v in [1e-3 + space.complexity(a, "cifar10")["macs_m"] / 30]
+    ]
+    facts = {"cpu": host.facts()["cpu"] if here else "another processor"}
+    saved.save_profile("board", CPU, space, of, {"device": {"device": "cpu", "facts": facts}}, {})
+    result = hwnas.search(device="board", generator="random", queries=60, source="surrogate", out="run")
+    told = result.finals.predicted["board"]
+    front = [found.sources["latency_ms@board"] for found in result.front]
+    assert (told["front"], told["predicted"]) == (len(front), front.count("predicted"))
+    (note,) = [sentence for sentence in sentences(result.view) if "saved profile" in sentence]
+    many = "all" if set(front) == {"predicted"} else f"{front.count('predicted')} of the {len(front)}"
+    assert f"the latencies of {many} networks on the front are predictions" in note
+    assert note in html(result.view).replace("&#x27;", "'")
+    assert hwnas.load("run").finals.notes == result.finals.notes
+    if here:
+        command = shlex.split(told["command"])
+        assert command[:2] == ["hwnas", "profile"]
+        assert command[-4:] == ["--device", "cpu", "--preset", "final"]
+        files = command[2:-4]
+        assert len(files) == len(front)
+        assert all(Path(file).is_file() for file in files)
+    else:
+        assert told["command"] == ""
+        assert "where it was made (device cpu)" in note
 
 
 # -- measuring a sample ------------------------------------------------------------------------------------------------

@@ -46,8 +46,9 @@ class Meter(Protocol):
             final: With the most careful protocol, each from the file that a user would get.
         """
 
-    def measure_file(self, path: Path) -> tuple[float, float, float] | str:
-        """Latency of an ONNX file and its 95 % interval, ms, with the most careful protocol; or why there is none."""
+    def measure_files(self, paths: Sequence[Path]) -> list[tuple[float, float, float] | str]:
+        """Latency of each ONNX file and its 95 % interval, ms, with the most careful protocol and interleaved with each
+        other; or why there is none."""
 
     def join(self, notes: Sequence[Mapping[str, Any]], note: Note) -> None:
         """Take up a run: answer, count and summarise as if its earlier sessions had been this one.

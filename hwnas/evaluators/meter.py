@@ -155,13 +155,16 @@ class SpaceMeter:
             self.records[architecture] = found[wanted]
             yield {m: measurement(found[wanted], architecture, m, context) for m in self.metrics}
 
-    def measure_file(self, path: Path) -> tuple[float, float, float] | str:
+    def measure_files(self, paths: Sequence[Path]) -> list[tuple[float, float, float] | str]:
         """See `hwnas.evaluators.measured.Meter`."""
-        # without its hash, so that neither cache nor an earlier record answers: this very file is timed
-        (record,) = self.profiler.measure([Candidate("exported", path)], self._final)
-        if record.latency is None:
-            return f"{record.status}: {record.message}"
-        return record.latency.value, record.latency.low, record.latency.high
+        # without their hashes, so that neither cache nor an earlier record answers: these very files are timed
+        files = [Candidate(f"exported/{path.stem}", path) for path in paths]
+        found: list[tuple[float, float, float] | str] = []
+        for record in self.profiler.measure(files, self._final):
+            latency = record.latency
+            told = f"{record.status}: {record.message}"
+            found.append(told if latency is None else (latency.value, latency.low, latency.high))
+        return found
 
     def summary(self) -> dict[str, Any]:
         """See `hwnas.evaluators.measured.Meter`."""

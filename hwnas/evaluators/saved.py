@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,10 @@ class SavedEvaluator:
         space: Their space.
         model: Makes the predictor of a metric; default: `LatencyPredictor` for times, which knows other devices, and
             `LogProcess` for other metrics.
+
+    Attributes:
+        device: The profile's name.
+        measured_on: What the profile's card says of the device that it was measured on.
     """
 
     name = "profile"
@@ -37,6 +42,7 @@ class SavedEvaluator:
         self, profile: SavedProfile, space: SearchSpace, *, model: Callable[[str], LatencyModel] | None = None
     ) -> None:
         self.device = profile.name
+        self.measured_on: Mapping[str, Any] = profile.card.get("device", {})
         self._space = space
         self._dataset = profile.dataset
         self._make = model or self._default
