@@ -661,3 +661,80 @@ def test_notebook_form_has_no_script(view: report.RunView) -> None:
     assert str(image["src"]).startswith("data:image/png;base64,")
     if view.recommended is not None:
         assert view.texts[view.recommended] in "".join(page.visible)
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "told"),
+    [
+        (1.2345, None, "1.234 ms"),
+        (0.0004, None, "0.00040 ms"),
+        (0.00437, None, "0.0044 ms"),
+        (0.0, None, "0.000 ms"),
+        (1.5, 0.25, "1.500 ± 0.250 ms"),
+        (1.5, 0.0004, "1.500 ± 0.0004 ms"),
+        (0.0004, 0.00002, "0.00040 ± 0.00002 ms"),
+    ],
+)
+def test_tiny_numbers_keep_significant_digits(value: float, half: float | None, told: str) -> None:
+    where = Context(Source.MEASURED, device=DEVICE)
+    ends = None if half is None else (value - half, value + half)
+    row = Measurement(Architecture("toy", (0, 0, 0, 0)), "latency_ms", value, where, Status.OK, ends)
+    state = SearchState("toy", (Objective("latency_ms", DEVICE),), (), queries=1, seed=0).tell([row])
+    assert view_of(state).value_text(0, LATENCY) == told
+    assert told.split()[0] in " ".join(report.sentences(view_of(state)))
+    if half:
+        assert "0.000 to" not in certainty(row)
+
+
+@pytest.mark.parametrize(
+    ("errors", "dataset", "start"),
+    [
+        ([90.0, 89.2], "cifar10", "No feasible network classifies better than guessing: validation error 89.20 %"),
+        ([99.1, 98.9], "cifar100", "No feasible network classifies better than guessing"),
+        ([90.0, 40.0], "cifar10", None),
+        ([90.0, 89.2], "a data set of one's own", None),
+    ],
+)
+def test_a_search_whose_best_is_no_better_than_guessing_says_so(
+    errors: list[float], dataset: str, start: str | None
+) -> None:
+    where = Context(Source.MEASURED, device=DEVICE)
+    rows = [
+        row
+        for i, error in enumerate(errors)
+        for row in (
+            Measurement(
+                Architecture("toy", (0, 0, 0, i)), "val_error_pct", error, Context(Source.TABLE, dataset=dataset)
+            ),
+            Measurement(Architecture("toy", (0, 0, 0, i)), "latency_ms", 1.0 + i, where),
+        )
+    ]
+    budget = Constraint("latency_ms", 5.0, DEVICE)
+    view = view_of(SearchState("toy", (Objective(*ERROR), Objective(*LATENCY)), (budget,), 2, 0).tell(rows))
+    told = [sentence for sentence in report.sentences(view) if "guessing" in sentence]
+    if start is None:
+        assert told == []
+    else:
+        (sentence,) = told
+        assert sentence.startswith(start)
+        assert dataset in sentence
+        assert sentence in " ".join(text(report.summary(view), 4000).split())
+        assert sentence in " ".join("".join(Page(report.html(view)).visible).split())
+
+
+def test_weights_that_pick_a_guesser_are_told() -> None:
+    where = Context(Source.MEASURED, device=DEVICE)
+    rows = [
+        row
+        for i, (error, latency) in enumerate([(90.0, 0.1), (5.0, 9.0)])
+        for row in (
+            Measurement(
+                Architecture("toy", (0, 0, 0, i)), "val_error_pct", error, Context(Source.TABLE, dataset="cifar10")
+            ),
+            Measurement(Architecture("toy", (0, 0, 0, i)), "latency_ms", latency, where),
+        )
+    ]
+    state = SearchState("toy", (Objective(*ERROR), Objective(*LATENCY)), (), 2, 0).tell(rows)
+    view = view_of(state, weights=(0.1, 10.0))
+    assert view.measurement(view.recommended or 0, ERROR).value == 90.0
+    assert any("recommended network classifies no better than guessing" in told for told in report.sentences(view))

@@ -70,6 +70,8 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
     }
 )
 
+CLASSES: Mapping[str, int] = MappingProxyType({"cifar10": 10, "cifar100": 100, "ImageNet16-120": 120})
+
 FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         # search on validation where there is one, else on test (and say so)

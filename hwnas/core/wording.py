@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from hwnas.core.measurement import Context, Measurement, Source, Status
-from hwnas.core.metrics import METRICS, Metric, metric
+from hwnas.core.metrics import METRICS, Metric
+
+_MOST = 12  # digits behind the point
 
 
 def known(name: str) -> Metric:
@@ -13,12 +16,32 @@ def known(name: str) -> Metric:
     return METRICS[name] if name in METRICS else Metric(name, name.replace("_", " "), "", {}, decimals=4)
 
 
-def quantity(name: str, value: float, *, unit: bool = True) -> str:
-    """A value for people, e.g. "4.213 ms"; "-" for nan."""
-    what = known(name)
+def quantity(name: str, value: float, *, unit: bool = True, decimals: int | None = None) -> str:
+    """A value for people, e.g. "4.213 ms"; "-" for nan.
+
+    Args:
+        name: Metric.
+        value: In its unit.
+        unit: Whether to name the unit.
+        decimals: Digits behind the point, more where nothing would be left of the value; default: those of `digits`.
+    """
     if value != value:
         return "-"
-    return f"{value:.{what.decimals}f} {what.unit}".rstrip() if unit else f"{value:.{what.decimals}f}"
+    places = digits(name, value) if decimals is None else max(decimals, _places(value, 1))
+    return f"{value:.{places}f} {known(name).unit}".rstrip() if unit else f"{value:.{places}f}"
+
+
+def digits(name: str, value: float) -> int:
+    """Digits behind the point that a value is told with: the metric's, more where less than two significant ones
+    would be left (0.0004 ms is not 0.000)."""
+    return max(known(name).decimals, _places(value, 2))
+
+
+def _places(value: float, significant: int) -> int:
+    """Digits behind the point that so many significant ones want."""
+    if not value or not math.isfinite(value):
+        return 0
+    return min(_MOST, significant - 1 - math.floor(math.log10(abs(value))))
 
 
 def percent(share: float) -> str:
@@ -71,9 +94,8 @@ def certainty(row: Measurement) -> str:
         return f"{row.status}: {row.message}" if row.message else str(row.status)
     busy = "" if row.status is Status.OK else f" ({row.status})"
     if row.interval is not None:
-        low, high = row.interval
-        decimals = metric(row.metric).decimals if row.metric in METRICS else 4
-        return f"95 % interval {low:.{decimals}f} to {high:.{decimals}f}{busy}"
+        low, high = (quantity(row.metric, end, unit=False) for end in row.interval)
+        return f"95 % interval {low} to {high}{busy}"
     if row.context.counted:
         return "exact count, dead edges included"
     if row.context.source is Source.TABLE:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hwnas import atomic
-from hwnas.core.wording import known, quantity
+from hwnas.core.wording import digits, known, quantity
 from hwnas.report.axes import BLUE, GREY
 from hwnas.report.figures import log_axis, new_figure, render
 from hwnas.report.timings import device_note
@@ -110,7 +110,8 @@ def _cell(metric: str, told: Mapping[str, Any] | None) -> str:
     number = quantity(metric, told["value"], unit=False)
     if "low" not in told:
         return number
-    return f"{number} ± {quantity(metric, (told['high'] - told['low']) / 2, unit=False)}"
+    half = quantity(metric, (told["high"] - told["low"]) / 2, unit=False, decimals=digits(metric, told["value"]))
+    return f"{number} ± {half}"
 
 
 def _status(network: Mapping[str, Any]) -> str:

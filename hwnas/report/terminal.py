@@ -6,16 +6,19 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from hwnas.core.measurement import Source
+from hwnas.core.measurement import Measurement, Source
+from hwnas.core.metrics import CLASSES
 from hwnas.core.wording import known, percent, quantity
 from hwnas.report.view import Column, RunView, undecided
 
 STAR, KNEE, NEAREST = "★", "◆", "≈"
+_HARDLY = 1.5  # times as often right as guessing
 
 
 def front_table(
@@ -120,7 +123,7 @@ def sentences(view: RunView) -> list[str]:
         under = f" with {budgets}" if budgets else ""
         told.append(f"Best {_title(view, column)}{under}: {view.value_text(view.recommended, column)}")
     told[-1] += f" ({view.texts[view.recommended]}, query {view.recommended + 1})."
-    told += [*_room(view), *_runner_up(view)]
+    told += [*_guessing(view), *_room(view), *_runner_up(view)]
     if view.weighted is not None and not undecided(state) and len(state.objectives) > 1:
         what = (
             "the same network"
@@ -151,6 +154,36 @@ def _stopped(view: RunView) -> list[str]:
         return [f"All {told.queries} evaluations are spent: {outlook}"]
     go_on = f" To go on: hwnas search --resume {shlex.quote(view.run)} --stop-when never." if view.run != "RUN" else ""
     return [f"Converged, stopped after {words}: {outlook}{go_on}"]
+
+
+def _guessing(view: RunView) -> list[str]:
+    """A network that is no better than guessing is no result, however well it keeps a budget."""
+    column = next(((o.metric, o.device) for o in view.state.objectives if o.metric.endswith("error_pct")), None)
+    row = None if column is None else view.measurement(view.recommended or 0, column)
+    guess = None if row is None or column is None else _chance(row)
+    if column is None or row is None or guess is None:
+        return []
+    possible = [other for i in np.flatnonzero(view.feasible) if (other := view.measurement(int(i), column))]
+    rest = [other for other in possible if _chance(other) is None]
+    start = (
+        "The recommended network classifies no better than guessing"
+        if rest
+        else "No feasible network classifies better than guessing"
+    )
+    way = "other weights" if rest else "a larger budget or more queries"
+    return [
+        f"{start}: {known(row.metric).title} {quantity(row.metric, row.value)}, where guessing gives {guess:.2f} % on "
+        f"{row.context.dataset}. It is of no use as a classifier; choose {way}."
+    ]
+
+
+def _chance(row: Measurement) -> float | None:
+    """Error of guessing, %, where a network is hardly better than that: at most half again as often right; else None,
+    as for data sets that hwnas does not know."""
+    classes = CLASSES.get(row.context.dataset or "")
+    if classes is None or 100 - row.value > _HARDLY * 100 / classes:
+        return None
+    return 100 * (1 - 1 / classes)
 
 
 def _predicted(view: RunView) -> list[str]:

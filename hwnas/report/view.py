@@ -25,7 +25,7 @@ from hwnas.core.objective import Objective
 from hwnas.core.protocols import SearchSpace
 from hwnas.core.state import Evaluation, SearchState
 from hwnas.core.stopping import Stopped, StopRule
-from hwnas.core.wording import certainty, heading, known, provenance, quantity
+from hwnas.core.wording import certainty, digits, heading, known, provenance, quantity
 from hwnas.optional import version
 
 Floats = NDArray[np.float64]
@@ -288,7 +288,8 @@ class RunView:
         if row.interval is None or row.half_width == 0:
             return quantity(row.metric, row.value, unit=unit)
         down, up = row.value - row.interval[0], row.interval[1] - row.value
-        half, less, more = (quantity(row.metric, x, unit=False) for x in (row.half_width, down, up))
+        places = digits(row.metric, row.value)
+        half, less, more = (quantity(row.metric, x, unit=False, decimals=places) for x in (row.half_width, down, up))
         wide = f"+{more} -{less}" if abs(up - down) > 0.4 * row.half_width else f"± {half}"
         name = known(row.metric).unit if unit else ""
         return f"{number} {wide} {name}".rstrip()

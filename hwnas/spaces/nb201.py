@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from hwnas.core.architecture import Architecture
 from hwnas.core.graph import ArchGraph
+from hwnas.core.metrics import CLASSES
 from hwnas.errors import HwnasError, InvalidArchitecture, UnknownName
 from hwnas.spaces import codes
 
@@ -33,7 +34,6 @@ EDGES = ((1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2))
 
 CHOICES = (len(OPS),) * len(EDGES)
 
-CLASSES: Mapping[str, int] = {"cifar10": 10, "cifar100": 100, "ImageNet16-120": 120}
 SIDES: Mapping[str, int] = {"cifar10": 32, "cifar100": 32, "ImageNet16-120": 16}
 
 CHANNELS = (16, 32, 64)  # of the three stages

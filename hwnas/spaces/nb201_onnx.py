@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.core.architecture import Architecture
+from hwnas.core.metrics import CLASSES
 from hwnas.seeding import stream
-from hwnas.spaces.nb201 import CELLS, CHANNELS, CLASSES, CONV3, EDGES, NONE, POOL, SIDES, SKIP
+from hwnas.spaces.nb201 import CELLS, CHANNELS, CONV3, EDGES, NONE, POOL, SIDES, SKIP
 from hwnas.spaces.onnx_writer import INPUT, OnnxWriter
 
 if TYPE_CHECKING:
