@@ -300,7 +300,7 @@ class Run:
             files = [directory.path / MODELS / entry["file"] for entry in manifest["models"]]
             if self.assembly.measured:
                 result = self._check(result, manifest, files)
-        result = self._with_predicted(result, files if models == "front" else ())
+        result = self._with_predicted(result, directory.path / MODELS if files and models == "front" else None)
         if self.assembly.measured or result.finals.predicted:
             result.finals.write(directory.path)
         write_report(result, directory)
@@ -320,8 +320,8 @@ class Run:
         recommended = next((checked[entry["file"]] for entry in entries if entry["recommended"]), {})
         return replace(result, finals=replace(result.finals, checked=recommended, exported=checked))
 
-    def _with_predicted(self, result: SearchResult, files: Sequence[Path] = ()) -> SearchResult:
-        predicted = predicted_front(self.assembly, result.state, files)
+    def _with_predicted(self, result: SearchResult, models: Path | None = None) -> SearchResult:
+        predicted = predicted_front(self.assembly, result.state, models)
         return replace(result, finals=replace(result.finals, predicted=predicted)) if predicted else result
 
 

@@ -244,14 +244,14 @@ def _checked(
     }
 
 
-def predicted_front(assembly: Assembly, state: SearchState, files: Sequence[Path] = ()) -> dict[str, dict[str, Any]]:
+def predicted_front(assembly: Assembly, state: SearchState, models: Path | None = None) -> dict[str, dict[str, Any]]:
     """For each saved profile of a search: how many networks of the front have a predicted latency, and the command
     that measures the front where the profile's own device is at hand.
 
     Args:
         assembly: Has the profiles.
         state: The search's.
-        files: Exported models of the front; without any, the command names architectures.
+        models: Folder of the front's exported models; without it, the command names architectures.
     """
     told: dict[str, dict[str, Any]] = {}
     front = [state.archive[i] for i in state.front_indices]
@@ -265,11 +265,11 @@ def predicted_front(assembly: Assembly, state: SearchState, files: Sequence[Path
         origin, here = _origin(profile)
         command = ""
         if here:
-            named = [str(path) for path in files] or [
-                "--space", assembly.space.name, "--dataset", assembly.config.dataset,
-                *(word for e in front for word in ("--arch", assembly.space.format(e.architecture))),
-            ]  # fmt: skip
-            command = shlex.join(["hwnas", "profile", *named, "--device", origin, "--preset", "final"])
+            archs = [word for e in front for word in ("--arch", assembly.space.format(e.architecture))]
+            named = shlex.join(["--space", assembly.space.name, "--dataset", assembly.config.dataset, *archs])
+            if models is not None:
+                named = f"{shlex.quote(str(models))}/*.onnx"
+            command = f"hwnas profile {named} --device {shlex.quote(origin)} --preset final"
             message += f"; this measures them on {origin}, where it was made: {command}"
         else:
             message += "; they can be measured where it was made" + (f" (device {origin})" if origin else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import shlex
 import tomllib
@@ -321,12 +322,12 @@ def test_a_front_of_predictions_says_so_and_how_it_can_be_measured(here: bool) -
     assert note in html(result.view).replace("&#x27;", "'")
     assert hwnas.load("run").finals.notes == result.finals.notes
     if here:
-        command = shlex.split(told["command"])
-        assert command[:2] == ["hwnas", "profile"]
-        assert command[-4:] == ["--device", "cpu", "--preset", "final"]
-        files = command[2:-4]
-        assert len(files) == len(front)
-        assert all(Path(file).is_file() for file in files)
+        assert told["command"] == "hwnas profile run/models/*.onnx --device cpu --preset final"
+        assert len(list(Path("run/models").glob("*.onnx"))) == len(front)
+        in_memory = hwnas.search(device="board", generator="random", queries=60, source="surrogate")
+        words = shlex.split(in_memory.finals.predicted["board"]["command"])
+        archs = [word for before, word in itertools.pairwise(words) if before == "--arch"]
+        assert archs == [found.arch for found in in_memory.front]
     else:
         assert told["command"] == ""
         assert "where it was made (device cpu)" in note
