@@ -8,12 +8,17 @@
   other says, what does a candidate cost? Beside them what a plain script does: one network after the other, 10 runs to
   warm up, the median of 50, with ONNX Runtime's default threads or with one.
 - export: CPU seconds of writing networks as ONNX, and how far their outputs are from torch's on calibrated weights.
+- modules: the same distance for torch modules that are of no space: random FBNet-like and MobileNet-like networks and
+  modules as users write them (benchmarks/torch_modules.py).
+- faults: a sweep of 100 networks some of which crash, hang, are killed, want too much memory or talk nonsense, and
+  whose worker is killed from outside besides, against a clean sweep: who fails, and are the others' figures the same?
+  On the simulated device and, with faults in a real worker (benchmarks/faulty_worker.py), on ONNX Runtime.
 - predict: cells measured once; a predictor is fitted to 10, 30, 100 of them and asked for 100 others. Kendall tau
   against the measurements, over several draws: ours, the same without what is known of other devices, and
   multiply-accumulates alone.
 
 Nothing is answered from a cache. Each part is one JSON file in the results folder; a part that is there is not measured
-again.
+again. A report has a section for each part; those of parts without results in the folder stay as they are on the page.
 """
 
 from __future__ import annotations
@@ -23,7 +28,11 @@ import importlib.util
 import json
 import os
 import platform
+import re
+import signal
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -36,13 +45,18 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from hwnas.core.architecture import Architecture
+from hwnas.core.device import Device
+from hwnas.core.measurement import Status
 from hwnas.devices import load_device
 from hwnas.evaluators.meter import SpaceMeter
 from hwnas.predictors.costs import KnownCosts
 from hwnas.predictors.encoding import Encoder
 from hwnas.predictors.gp import GaussianProcess
 from hwnas.predictors.latency import LatencyPredictor
+from hwnas.profiling.bench import Candidate
 from hwnas.profiling.profiler import Profiler
+from hwnas.profiling.protocol import protocol
+from hwnas.profiling.transport import WORKER, ProcessTransport
 from hwnas.seeding import stream, torch_seeded
 from hwnas.spaces.codes import sample
 from hwnas.spaces.nb201 import NasBench201
@@ -52,6 +66,22 @@ DEVICES = ("cpu", "openvino")
 MEASURED = (10, 30, 100)
 UNSEEN = 100
 DRAWS = 10
+_DEVICE_FACTS = ("title", "runtime", "threads", "versions", "noise_floor", "calibrated")
+
+# what goes wrong with which of the networks of a sweep, and the status that says so
+FAULTS = {
+    3: ("crash", Status.CRASHED),
+    17: ("crash@30", Status.CRASHED),
+    21: ("killed", Status.CRASHED),
+    38: ("killed@30", Status.CRASHED),
+    45: ("hang", Status.TIMEOUT),
+    52: ("hang@30", Status.TIMEOUT),
+    60: ("oom", Status.OUT_OF_MEMORY),
+    66: ("invalid", Status.INVALID_MODEL),
+    71: ("unsupported", Status.UNSUPPORTED_OP),
+}
+GARBAGE = {5: "garbage", 44: "garbage@20"}  # no fault of the network
+KILLED_FROM_OUTSIDE = (12, 60)  # rounds that a sweep has asked for until then
 
 Json = dict[str, Any]
 
@@ -87,7 +117,7 @@ def sweep(device: str, architectures: Sequence[Architecture], seed: int) -> Json
         "high": [row.interval[1] if row.interval else None for row in rows],
         "status": [str(row.status) for row in rows],
         "seconds": time.monotonic() - start,
-        "device": {key: summary[key] for key in ("title", "runtime", "threads", "versions", "noise_floor")},
+        "device": {key: summary[key] for key in _DEVICE_FACTS},
     }
 
 
@@ -158,6 +188,141 @@ def _off(architecture: Architecture) -> float:
     return float(np.abs(answer - truth).max() / max(np.abs(truth).max(), 1e-12))
 
 
+def modules(quick: bool) -> Json:
+    """Networks of no space: written by `hwnas.export_module`, accepted whatever it says of their outputs, and compared
+    here."""
+    import torch
+    from torch_modules import SIDE, families
+
+    from hwnas import export_module
+    from hwnas.nn.calibrate import calibrate
+
+    rows = []
+    rng = np.random.default_rng(4)
+    with tempfile.TemporaryDirectory() as folder, torch_seeded(np.random.default_rng(0)):
+        for number, (family, network) in enumerate(families(3 if quick else 50, rng)):
+            calibrate(network, (3, SIDE, SIDE), rng=np.random.default_rng(number))
+            path = Path(folder) / f"{number}.onnx"
+            done = export_module(network, torch.zeros(1, 3, SIDE, SIDE), path, tolerance=1.0)
+            given = np.random.default_rng(number + 1).standard_normal((1, 3, SIDE, SIDE)).astype(np.float32)
+            off = _distance(path, given, network)
+            rows.append({"family": family, "kind": type(network).__name__, "exporter": done.exporter, "off": off})
+    return {"networks": rows}
+
+
+def _distance(path: Path, given: Any, network: Any) -> float:
+    """Largest difference of ONNX Runtime's outputs from torch's in double precision, relative to the largest output."""
+    import onnxruntime
+    import torch
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    answer = session.run(None, {session.get_inputs()[0].name: given})[0]
+    with torch.no_grad():
+        truth = network.double()(torch.from_numpy(given).double()).numpy()
+    return float(np.abs(answer - truth).max() / max(np.abs(truth).max(), 1e-12))
+
+
+class _Killed(ProcessTransport):
+    """A worker that somebody kills while it is in some of its rounds."""
+
+    def __init__(self, command: Sequence[str], rounds: Sequence[int]) -> None:
+        super().__init__(command)
+        self._when, self._rounds = set(rounds), 0
+
+    def call(self, request: Any, *, timeout: float) -> dict[str, Any]:
+        if request["op"] == "round":
+            self._rounds += 1
+            if self._rounds in self._when and self._process is not None:
+                threading.Timer(0.005, os.kill, (self._process.pid, signal.SIGKILL)).start()
+        return super().call(request, timeout=timeout)
+
+
+def faults(quick: bool) -> Json:
+    chosen = cells(100, seed=6)
+    names = [f"net-{i:02}" for i in range(len(chosen))]
+    expected = {names[i]: str(status) for i, (_, status) in FAULTS.items()}
+    words = {names[i]: word for i, word in ({i: word for i, (word, _) in FAULTS.items()} | GARBAGE).items()}
+    how = "quick" if quick else "default"
+    found: Json = {"networks": len(names), "protocol": how, "expected": expected, "runtimes": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        clean, faulty = Path(folder) / "clean", Path(folder) / "faulty"
+        for place in (clean, faulty):
+            place.mkdir()
+            for name, architecture in zip(names, chosen, strict=True):
+                write(architecture, place / f"{name}.onnx")
+        # simulated: the runtime itself plays all faults
+        noise = {"seed": 5, "session": 0.02, "slow": 1.3, "tail": 0.02}
+        plain = [sys.executable, "-m", WORKER]
+        found["runtimes"]["fake"] = _both(
+            (_simulated(noise), clean, plain, ()),
+            (
+                _simulated(noise | {f"fault.{name}": word for name, word in words.items()}),
+                clean,
+                plain,
+                KILLED_FROM_OUTSIDE,
+            ),
+            names,
+            how,
+        )
+        # real: processes end, hang and are killed; what is wrong with a file is in the file
+        for name, word in words.items():
+            _spoil(faulty / f"{name}.onnx", word)
+        script = str(Path(__file__).with_name("faulty_worker.py"))
+        broken = {name: word for name, word in words.items() if word not in ("oom", "invalid", "unsupported")}
+        found["runtimes"]["ort-cpu"] = _both(
+            (load_device("cpu"), clean, plain, ()),
+            (load_device("cpu"), faulty, [sys.executable, script, json.dumps(broken)], KILLED_FROM_OUTSIDE),
+            names,
+            how,
+        )
+    return found
+
+
+def _both(clean: tuple[Any, ...], faulty: tuple[Any, ...], names: Sequence[str], how: str) -> Json:
+    return {word: _swept(*told, names, how) for word, told in (("clean", clean), ("faulty", faulty))}
+
+
+def _swept(
+    device: Device, folder: Path, command: Sequence[str], kills: Sequence[int], names: Sequence[str], how: str
+) -> Json:
+    """One sweep: by network its status and, where it has one, its latency with both ends of the interval."""
+    start = time.monotonic()
+    with Profiler(device, cached=False, wait_s=600.0, transport=lambda: _Killed(command, kills)) as profiler:
+        asked = [Candidate(name, folder / f"{name}.onnx") for name in names]
+        records = list(profiler.measure(asked, protocol(how)))
+        told = profiler.describe()
+    latencies = {r.subject.id: r.latency for r in records}
+    return {
+        "status": {r.subject.id: str(r.status) for r in records},
+        "retries": sum(r.retries for r in records),
+        "latency": {name: None if x is None else [x.value, x.low, x.high] for name, x in latencies.items()},
+        "seconds": time.monotonic() - start,
+        "device": {key: told[key] for key in _DEVICE_FACTS},
+    }
+
+
+def _simulated(options: Json) -> Device:
+    known = (("fake",), ("fp32",), ("latency_ms",))
+    return Device("simulated", "simulated device", "cpu", *known, "simulated", host="local", options=options)
+
+
+def _spoil(path: Path, word: str) -> None:
+    """Make a model's file one that a real runtime cannot run, for the faults that are in files."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    if word == "invalid":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif word in ("oom", "unsupported"):
+        values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1,)) for name in ("x", "y")]
+        size = numpy_helper.from_array(np.array([2**36]), "size")  # 256 GiB of float32
+        nodes = [helper.make_node("Expand", ["x", "size"], ["large"]), helper.make_node("ReduceMax", ["large"], ["y"])]
+        if word == "unsupported":
+            nodes = [helper.make_node("NobodyKnows", ["x", "size"], ["y"])]
+        graph = helper.make_graph(nodes, word, values[:1], values[1:], [size])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        path.write_bytes(model.SerializeToString())
+
+
 def predict(quick: bool) -> Json:
     chosen = cells((30 if quick else max(MEASURED)) + (30 if quick else UNSEEN), seed=5)
     found: Json = {"cells": len(chosen), "devices": {}}
@@ -209,7 +374,13 @@ def available() -> list[str]:
     return [d for d in DEVICES if d != "openvino" or importlib.util.find_spec("openvino") is not None]
 
 
-PARTS: Mapping[str, Callable[[bool], Json]] = {"repeat": repeat, "export": export, "predict": predict}
+PARTS: Mapping[str, Callable[[bool], Json]] = {
+    "repeat": repeat,
+    "faults": faults,
+    "export": export,
+    "modules": modules,
+    "predict": predict,
+}
 
 
 def agreement(first: Json, second: Json) -> Json:
@@ -230,72 +401,173 @@ def agreement(first: Json, second: Json) -> Json:
     return told
 
 
-def report(folder: Path) -> str:
-    """The figures of a results folder as a page."""
-    read = {name: json.loads((folder / f"{name}.json").read_text()) for name in PARTS if _there(folder, name)}
-    told = next(iter(read.values()))
-    loads = ", ".join(f"{name} {part['load']:.1f}" for name, part in read.items())
+def report(folder: Path, before: str = "") -> str:
+    """The figures of a results folder as a page.
+
+    Args:
+        folder: Where the parts' results are.
+        before: The page as it was: sections of parts without results are taken from it.
+    """
+    kept = {text.partition("\n")[0]: text.strip() for text in re.split(r"^(?=## )", before, flags=re.MULTILINE)[1:]}
+    sections = [TITLE]
+    for name, (start, told) in SECTIONS.items():
+        if _there(folder, name):
+            found = json.loads((folder / f"{name}.json").read_text())
+            sections.append("\n".join([*told(found), "", _provenance(found)]))
+        else:
+            sections += [text for heading, text in kept.items() if heading.startswith(f"## {start}")]
+    return "\n\n".join(sections) + "\n"
+
+
+TITLE = """# Measured latency: agreement, faults, exports, prediction
+
+Made by `python benchmarks/profiling.py --out results`, then `--report docs/benchmarks`. Random NAS-Bench-201 cells with
+different networks, CIFAR-10 shapes, batch 1, fp32, one thread, unless a section says otherwise."""
+
+
+def _provenance(found: Json) -> str:
+    quick = "; quick form: fewer networks" if found["quick"] else ""
+    return f"*{found['date'][:10]}, {found['machine']}; load average {found['load']:.1f} when it began{quick}.*"
+
+
+def _floor(device: Json) -> str:
+    """The noise floor that intervals contain, and whether somebody measured it."""
+    state = {True: "calibrated", False: "assumed, never calibrated", None: "not recorded whether calibrated"}
+    return f"{device['noise_floor']:.1%} ({state[device.get('calibrated')]})"
+
+
+def _repeat_section(found: Json) -> list[str]:
+    floors = ", ".join(f"`{d}` {_floor(s[0]['device'])}" for d, s in found["devices"].items())
     lines = [
-        "# Measured latency: agreement, cost, prediction",
+        f"## Two sweeps over {found['cells']} cells",
         "",
-        "Made by `python benchmarks/profiling.py --out results`, then `--report docs/benchmarks`, on "
-        f"{told['machine']}, {told['date'][:10]}; load average when each part began: {loads}. Random NAS-Bench-201 "
-        "cells with different networks, CIFAR-10 shapes, batch 1, fp32, one thread."
-        + (" Quick form: fewer cells." if told["quick"] else ""),
+        "Preset `default`, each sweep in fresh processes. *Covered*: share of cells where the 95 % interval of one "
+        "sweep holds the other's value (two independent figures with intervals of exactly the right width: 83 %). "
+        f"Seconds are wall time for a candidate, export and session included. Noise floor in the intervals: {floors} "
+        "between sessions.",
+        "",
+        "| how | Kendall tau | median difference | covered | half width | s a candidate |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
-    if "repeat" in read:
-        found = read["repeat"]
-        lines += [
-            "",
-            f"## Two sweeps over {found['cells']} cells",
-            "",
-            "Preset `default`, each sweep in fresh processes. *Covered*: share of cells where the 95 % interval of one "
-            "sweep holds the other's value (two independent figures with intervals of exactly the right width: 83 %). "
-            "Seconds are wall time for a candidate, export and session included. Noise floor in the intervals: "
-            + ", ".join(f"`{d}` {s[0]['device']['noise_floor']:.1%}" for d, s in found["devices"].items())
-            + " between sessions (2.5 % is what is assumed of a device that was never calibrated).",
-            "",
-            "| how | Kendall tau | median difference | covered | half width | s a candidate |",
-            "| --- | --- | --- | --- | --- | --- |",
-        ]
-        pairs = {f"`{d}` ({s[0]['device']['runtime']})": s for d, s in found["devices"].items()}
-        pairs |= {name: found[name] for name in found if name.startswith("naive")}
-        for name, pair in pairs.items():
-            x = agreement(*pair)
-            more = f"{x['covered']:.0%} | {x['half']:.1%}" if "covered" in x else "- | -"
-            lines.append(f"| {name} | {x['tau']:.3f} | {x['off']:.1%} | {more} | {x['seconds']:.2f} |")
-    if "export" in read:
-        found = read["export"]
-        lines += [
-            "",
-            "## Export",
-            "",
-            f"{found['networks']} networks written as ONNX in {found['cpu_s']:.1f} CPU s. Outputs of ONNX Runtime "
-            f"against torch on {found['compared']} networks with calibrated weights: largest difference relative to "
-            f"the largest output {max(found['off']):.1e} (median {np.median(found['off']):.1e}).",
-        ]
-    if "predict" in read:
-        found = read["predict"]
-        lines += [
-            "",
-            "## Latency from few measurements",
-            "",
-            f"Kendall tau on {30 if found['quick'] else UNSEEN} cells that were not measured for it, mean and standard "
-            f"deviation over {DRAWS} "
-            f"draws of cells out of {found['cells']}. *From scratch* is the same Gaussian process on the architecture "
-            "alone, *counts* knows parameters and multiply-accumulates besides, ours also what the surrogates of the "
-            "six HW-NAS-Bench devices say. *Inside* is the share of unseen measurements in ours' 95 % intervals.",
-            "",
-            "| device | measured | ours | counts | from scratch | MACs alone | median error of ours | inside |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        ]
-        for device, told in found["devices"].items():
-            for n in sorted({row["n"] for row in told["curve"]}):
-                rows = [row for row in told["curve"] if row["n"] == n]
-                taus = [_spread([row[key] for row in rows]) for key in ("tau", "tau counts", "tau scratch", "tau macs")]
-                rest = f"{np.mean([r['off'] for r in rows]):.1%} | {np.mean([r['inside'] for r in rows]):.0%}"
-                lines.append(f"| `{device}` | {n} | {' | '.join(taus)} | {rest} |")
-    return "\n".join(lines) + "\n"
+    pairs = {f"`{d}` ({s[0]['device']['runtime']})": s for d, s in found["devices"].items()}
+    pairs |= {name: found[name] for name in found if name.startswith("naive")}
+    for name, pair in pairs.items():
+        x = agreement(*pair)
+        more = f"{x['covered']:.0%} | {x['half']:.1%}" if "covered" in x else "- | -"
+        lines.append(f"| {name} | {x['tau']:.3f} | {x['off']:.1%} | {more} | {x['seconds']:.2f} |")
+    return lines
+
+
+def unharmed(clean: Json, faulty: Json) -> Json:
+    """How the networks that have a figure in both sweeps compare."""
+    names = [name for name, x in clean["latency"].items() if x is not None and faulty["latency"][name] is not None]
+    a, b = (np.array([sweep["latency"][name] for name in names]) for sweep in (clean, faulty))
+    joint = np.hypot(*(np.log(x[:, 2] / x[:, 1]) / 2 for x in (a, b)))
+    off = np.abs(np.log(b[:, 0] / a[:, 0]))
+    return {
+        "networks": len(names),
+        "inside": int((off <= joint).sum()),
+        "off": float(np.median(np.abs(b[:, 0] / a[:, 0] - 1))),
+        "worst": float((off / joint).max()),
+        "tau": float(kendalltau(a[:, 0], b[:, 0]).statistic),
+    }
+
+
+def _faults_section(found: Json) -> list[str]:
+    kinds = ", ".join(f"{name} ({word})" for name, word in sorted(found["expected"].items()))
+    lines = [
+        f"## Faults in a sweep of {found['networks']}",
+        "",
+        f"Preset `{found['protocol']}`. {len(found['expected'])} networks go wrong, when they are loaded or while they "
+        f"are timed: {kinds}. Two more write garbage to standard output, and the worker is killed from outside "
+        f"{len(KILLED_FROM_OUTSIDE)} times in its rounds; neither is a network's fault. `fake` is the simulated device "
+        "in a real worker process; in `ort-cpu` processes really end, hang and are killed, and models are really too "
+        "large, cut in half or unknown. *Within*: figures that differ from those of a clean sweep by no more than the "
+        "joint 95 % interval, *farthest* the largest difference in widths of that interval.",
+        "",
+        "| runtime | noise floor | failed exactly as they should | others with a figure | within | farthest | "
+        "median difference | Kendall tau | s clean | s with faults |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for runtime, told in found["runtimes"].items():
+        clean, faulty = told["clean"], told["faulty"]
+        failed = {name: word for name, word in faulty["status"].items() if faulty["latency"][name] is None}
+        wrong = {n for n in failed.keys() | found["expected"].keys() if failed.get(n) != found["expected"].get(n)}
+        exact = f"{len(failed)} of {len(found['expected'])}" if not wrong else f"no: {', '.join(sorted(wrong))}"
+        x = unharmed(clean, faulty)
+        lines.append(
+            f"| `{runtime}` | {_floor(clean['device'])} | {exact} | {x['networks']} of "
+            f"{found['networks'] - len(found['expected'])} | {x['inside'] / x['networks']:.0%} | {x['worst']:.1f} | "
+            f"{x['off']:.1%} | {x['tau']:.3f} | {clean['seconds']:.0f} | {faulty['seconds']:.0f} |"
+        )
+    return lines
+
+
+def _export_section(found: Json) -> list[str]:
+    return [
+        "## Export",
+        "",
+        f"{found['networks']} networks written as ONNX in {found['cpu_s']:.1f} CPU s. Outputs of ONNX Runtime "
+        f"against torch on {found['compared']} networks with calibrated weights: largest difference relative to "
+        f"the largest output {max(found['off']):.1e} (median {np.median(found['off']):.1e}).",
+    ]
+
+
+def _modules_section(found: Json) -> list[str]:
+    lines = [
+        "## Modules of no space",
+        "",
+        "Written by `hwnas.export_module`, 3 x 32 x 32, calibrated norms; outputs of ONNX Runtime against torch's in "
+        "double precision on normal numbers, relative to the largest output (promised: 1e-4).",
+        "",
+        "| networks | how many | exporter | largest difference | median |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    groups: dict[str, list[Json]] = {}
+    for row in found["networks"]:
+        groups.setdefault(row["family"], []).append(row)
+    for family, rows in groups.items():
+        used = [row["exporter"] for row in rows]
+        exporters = ", ".join(f"{used.count(one)} {one}" for one in dict.fromkeys(used))
+        kinds = sorted({row["kind"] for row in rows})
+        name = family if len(kinds) == 1 else f"{family} ({', '.join(kinds)})"
+        off = [row["off"] for row in rows]
+        lines.append(f"| {name} | {len(rows)} | {exporters} | {max(off):.1e} | {np.median(off):.1e} |")
+    return lines
+
+
+def _predict_section(found: Json) -> list[str]:
+    floors = ", ".join(f"`{d}` {_floor(told['device'])}" for d, told in found["devices"].items())
+    lines = [
+        "## Latency from few measurements",
+        "",
+        f"Kendall tau on {30 if found['quick'] else UNSEEN} cells that were not measured for it, mean and standard "
+        f"deviation over {DRAWS} "
+        f"draws of cells out of {found['cells']}. *From scratch* is the same Gaussian process on the architecture "
+        "alone, *counts* knows parameters and multiply-accumulates besides, ours also what the surrogates of the "
+        "six HW-NAS-Bench devices say. *Inside* is the share of unseen measurements in ours' 95 % intervals. Noise "
+        f"floor of the measurements: {floors}.",
+        "",
+        "| device | measured | ours | counts | from scratch | MACs alone | median error of ours | inside |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for device, told in found["devices"].items():
+        for n in sorted({row["n"] for row in told["curve"]}):
+            rows = [row for row in told["curve"] if row["n"] == n]
+            taus = [_spread([row[key] for row in rows]) for key in ("tau", "tau counts", "tau scratch", "tau macs")]
+            rest = f"{np.mean([r['off'] for r in rows]):.1%} | {np.mean([r['inside'] for r in rows]):.0%}"
+            lines.append(f"| `{device}` | {n} | {' | '.join(taus)} | {rest} |")
+    return lines
+
+
+# how a section's heading begins, and what writes it
+SECTIONS: Mapping[str, tuple[str, Callable[[Json], list[str]]]] = {
+    "repeat": ("Two sweeps", _repeat_section),
+    "faults": ("Faults", _faults_section),
+    "export": ("Export", _export_section),
+    "modules": ("Modules", _modules_section),
+    "predict": ("Latency from few", _predict_section),
+}
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -317,7 +589,8 @@ def main() -> None:
     if asked.report is not None:
         if not any(_there(asked.out, name) for name in PARTS):
             parser.error(f"{asked.out} holds no results: run without --report first")
-        (asked.report / "profiling.md").write_text(report(asked.out))
+        page = asked.report / "profiling.md"
+        page.write_text(report(asked.out, page.read_text() if page.exists() else ""))
         return
     for name in [asked.only] if asked.only else PARTS:
         if _there(asked.out, name):

@@ -112,6 +112,25 @@ def test_a_network_that_ends_the_worker_once_is_tried_again(files: dict[str, Pat
     assert transport.sessions == 2
 
 
+def test_a_worker_that_somebody_kills_at_a_reference_costs_nobody(files: dict[str, Path]) -> None:
+    class Unlucky(DirectTransport):
+        kills = 0
+
+        def call(self, request: Any, *, timeout: float) -> dict[str, Any]:
+            if request["op"] == "round" and self.kills < 2:
+                self.kills += 1
+                self.close()
+                raise benches.WorkerDied("was ended by SIGKILL", at="ref-b")
+            return super().call(request, timeout=timeout)
+
+    transport = Unlucky()
+    config = SessionConfig("fake", options=options({}))
+    with closing(Bench(transport, config, BRIEF, references=references(files), clock=transport.clock)) as bench:
+        records = list(bench.measure(candidates(files, 5)))
+    assert all(record.status.has_value for record in records)
+    assert transport.sessions == 3
+
+
 def test_a_worker_that_never_lives_ends_in_statuses_not_in_an_endless_loop(files: dict[str, Path]) -> None:
     class Dead(DirectTransport):
         def call(self, request: Any, *, timeout: float) -> dict[str, Any]:

@@ -332,8 +332,9 @@ class Bench:
         """Find out whether the network that a worker ended at does so alone as well."""
         name = fault.at
         if name is None or name not in members:
+            # a reference, or nobody: whoever ended the worker may have come from outside, so not at the first time
             faults.strikes += 1
-            if name in self._references or faults.strikes > 2:
+            if faults.strikes > 2:
                 for member in members:
                     faults.failed.setdefault(member, _status(fault))
             return
