@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from contextlib import closing
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from hwnas.comparison import Timings, time_models
 from hwnas.core.architecture import Architecture
@@ -114,6 +116,11 @@ def test_the_table_compares_like_with_like_and_shows_wall_time_apart(tmp_path: P
         assert latency is not None
         assert float(cells["p95"]) == pytest.approx(latency.spread.p95 / 2, rel=0.01)
         assert float(cells["host"]) == pytest.approx(2.0, rel=0.1)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(report.table(found))
+    (heads,) = [line for line in console.export_text().splitlines() if "latency" in line and "median" in line][:1]
+    assert "latency [ms]" in heads
+    assert "clock" in heads
     assert any("by the device's own events" in line and "wall time" in line for line in report.notes(found))
     assert "clock: device" in report.picture(found).axes[0].get_xlabel()
     assert "<td>device</td>" in report.page(found)

@@ -82,7 +82,7 @@ def table(timings: Timings) -> RenderableType:
         used = [i for i in used if i != _CLOCK]
     shown = Table(title=f"timed with protocol {timings.protocol.name}", title_justify="left")
     for i in used:
-        shown.add_column(_COLUMNS[i], justify="left" if i in (0, len(_COLUMNS) - 1) else "right", overflow="fold")
+        shown.add_column(Text(_COLUMNS[i]), justify="left" if i in (0, len(_COLUMNS) - 1) else "right", overflow="fold")
     for row in rows:
         shown.add_row(*(Text(row[i]) for i in used))
     legend = [f"{letter}: {timings.paths.get(model, model)}" for model, letter in short.items()]
