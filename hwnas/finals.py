@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +33,12 @@ from hwnas.core.wording import quantity
 from hwnas.devices import load_device
 from hwnas.errors import HwnasError, RunCorrupt, RunError
 from hwnas.evaluators.measured import LATENCY, MeasuredEvaluator
-from hwnas.evaluators.saved import SavedEvaluator
 from hwnas.profiling import host
 from hwnas.profiling.profiler import choose_runtime
 from hwnas.profiling.record import write_samples
+
+if TYPE_CHECKING:
+    from hwnas.evaluators.saved import SavedEvaluator
 
 FILE = "measurements.json"
 SAMPLES = "samples"
@@ -253,6 +255,8 @@ def predicted_front(assembly: Assembly, state: SearchState, models: Path | None 
         state: The search's.
         models: Folder of the front's exported models; without it, the command names architectures.
     """
+    from hwnas.evaluators.saved import SavedEvaluator  # its predictors load scipy
+
     told: dict[str, dict[str, Any]] = {}
     front = [state.archive[i] for i in state.front_indices]
     for profile in {e.device: e for _, e in assembly.plan if isinstance(e, SavedEvaluator)}.values():

@@ -360,7 +360,7 @@ def test_cpu_time_is_shown_only_where_it_says_something() -> None:
         setup = replace(one.record.setup, config=config, runtime=runtime)
         there = replace(one, record=replace(one.record, setup=setup, latency=latency))
         found = replace(compared(one), timings=(there,))
-        assert report.cells(found, there)[4] == shown
+        assert report.cells(found, there)[report._COLUMNS.index("CPU time")] == shown
 
 
 # -- known truth, simulated noise --------------------------------------------------------------------------------------
