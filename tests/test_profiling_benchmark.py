@@ -53,17 +53,23 @@ def test_who_failed_and_whether_the_others_are_the_same(tmp_path: Path) -> None:
     expected = {"x": "crashed", "y": "timeout"}
     values = {"a": 1.0, "b": 2.0, "c": 4.0, "d": 8.0}
     off = values | {"d": 10.0}
+    clean = values | {"x": 1.0, "y": 1.0}
     runtimes = {
-        "fake": {"clean": sweep(values | {"x": 1.0, "y": 1.0}, {}, False), "faulty": sweep(values, expected, False)},
+        "fake": {
+            "clean": sweep(clean, {}, False),
+            "faulty": sweep(values, expected, False),
+            "again": sweep(clean, {}, False),
+        },
         "ort-cpu": {
-            "clean": sweep(values | {"x": 1.0, "y": 1.0}, {}, True),
+            "clean": sweep(clean, {}, True),
             "faulty": sweep(off, {"x": "crashed", "y": "oom"}, True),
+            "again": sweep(clean | {"x": 2.0}, {}, True),
         },
     }
     written(tmp_path, "faults", {"networks": 6, "protocol": "quick", "expected": expected, "runtimes": runtimes})
     fake, ort = [line for line in benchmark.report(tmp_path).splitlines() if line.startswith("| `")]
-    assert "| 3.1% (assumed, never calibrated) | 2 of 2 | 4 of 4 | 100% | 0.0 |" in fake
-    assert "| 3.1% (calibrated) | no: y | 4 of 4 | 75% |" in ort
+    assert "| 3.1% (assumed, never calibrated) | 2 of 2 | 4 of 4 | 100% (100%) | 0.0 (0.0) |" in fake
+    assert "| 3.1% (calibrated) | no: y | 4 of 4 | 75% (83%) |" in ort
 
 
 def test_faults_in_a_real_worker_cost_only_their_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
