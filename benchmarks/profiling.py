@@ -502,8 +502,8 @@ def _faults_section(found: Json) -> list[str]:
             f"| `{runtime}` | {_floor(clean['device'])} | {exact} | {x['networks']} of "
             f"{found['networks'] - len(found['expected'])} | "
             f"{x['inside'] / x['networks']:.0%} ({y['inside'] / y['networks']:.0%}) | "
-            f"{x['worst']:.1f} ({y['worst']:.1f}) | {x['off']:.1%} ({y['off']:.1%}) | {x['tau']:.3f} ({y['tau']:.3f}) | "
-            f"{clean['seconds']:.0f} | {faulty['seconds']:.0f} |"
+            f"{x['worst']:.1f} ({y['worst']:.1f}) | {x['off']:.1%} ({y['off']:.1%}) | "
+            f"{x['tau']:.3f} ({y['tau']:.3f}) | {clean['seconds']:.0f} | {faulty['seconds']:.0f} |"
         )
     return lines
 
