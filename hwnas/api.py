@@ -19,6 +19,7 @@ from hwnas.core.measurement import Measurement, Source
 from hwnas.core.metrics import METRICS
 from hwnas.core.objective import Constraint, Objective
 from hwnas.core.protocols import SearchSpace, Store
+from hwnas.core.recommending import by_weights, portfolio, presented
 from hwnas.core.state import Evaluation, SearchState
 from hwnas.core.stopping import Stopped
 from hwnas.core.wording import origin, origins
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from hwnas.config import SearchConfig
+
+_ONE_FRONT = {"fronts": "joint"}  # what several devices had in runs whose run.toml does not say
 
 OnMeasure = Callable[[str, int, int, str], None]
 
@@ -69,6 +72,26 @@ class Found:
     def sources(self) -> dict[str, str]:
         """Column name to "table", "surrogate", "measured", "trained", "predicted" or "counted"."""
         return {row.column: origin(row.context) for row in self.evaluation.measurements}
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """The one network to ship to several devices.
+
+    Attributes:
+        network: The network with its numbers.
+        admissible: Whether it meets the budgets of every device; where none does, it is the one that misses them by
+            least.
+        regrets: By device, how far it is behind the best that was found there; empty where it is not admissible.
+        violations: By device, its relative excess over the budgets.
+        told: By device, the same in plain words.
+    """
+
+    network: Found
+    admissible: bool
+    regrets: Mapping[str, float]
+    violations: Mapping[str, float]
+    told: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -117,8 +140,34 @@ class SearchResult:
     @property
     def best(self) -> Found | None:
         """The recommended architecture: the best that meets every budget; without budgets the best by the weights that
-        were given, else the knee of the front. None where nothing is feasible."""
+        were given, else the knee of the front. With several fronts the one for all devices (`portfolio`); each device's
+        own is in `fronts`. None where nothing is feasible."""
         return None if self.view.recommended is None else self._found(self.view.recommended)
+
+    @cached_property
+    def fronts(self) -> Mapping[str, SearchResult]:
+        """For each device that was searched for, the result as that device sees it: `fronts["fpga"].best` and
+        `fronts["fpga"].front`, under its own budgets. Of a search for one device this result itself; empty for a joint
+        front over several devices, and without any."""
+        if self.state.front_devices:
+            return {
+                device: replace(self, state=own.state, weights=own.weights, reported=(), folder=None)
+                for device, own in self.view.devices.items()
+            }
+        named = {o.device for o in self.state.objectives} | {c.device for c in self.state.constraints}
+        devices = [device for device in named if device is not None]
+        return {devices[0]: self} if len(devices) == 1 else {}
+
+    @property
+    def portfolio(self) -> Shipped | None:
+        """The one network to ship to all devices, and how far it is behind what each could have: the evaluated one
+        whose largest regret is least (`hwnas.core.recommending.portfolio`). None where there is one front, or where no
+        network has its numbers on every device."""
+        chosen = self.view.portfolio
+        if chosen is None:
+            return None
+        told = {device: chosen.told(device) for device in self.state.front_devices}
+        return Shipped(self._found(chosen.index), chosen.admissible, chosen.regrets, chosen.violations, told)
 
     def pick(self, *, weights: Mapping[str, float]) -> Found | None:
         """The architecture of the front that is best by some importances of the objectives (`core.picking.asf`).
@@ -127,19 +176,25 @@ class SearchResult:
             weights: By objective, e.g. {"error": 2, "latency": 1}; 1 where not named.
 
         Returns:
-            None where nothing is feasible.
+            None where nothing is feasible. With several fronts the one for all devices by these importances.
 
         Raises:
             UsageError: A weight that is no number above 0, or belongs to no objective.
         """
         from hwnas.config import weigh
 
-        index = report.by_weights(self.view.state, weigh(self.state.objectives, weights))
+        importance = weigh(self.state.objectives, weights)
+        if self.state.front_devices:
+            chosen = portfolio(self.view.state, importance, by_weights=True)
+            index = chosen.index if chosen is not None and chosen.admissible else None
+        else:
+            index = by_weights(self.view.state, importance)
         return None if index is None else self._found(index)
 
     @property
     def front(self) -> list[Found]:
-        """Feasible architectures that no feasible one dominates, by ascending first objective."""
+        """Feasible architectures that no feasible one dominates, by ascending first objective; with several fronts
+        those that are on any."""
         return [self._found(i) for i in self.view.front]
 
     @property
@@ -157,7 +212,8 @@ class SearchResult:
         return {**report.to_json(self.view), "folder": None if self.folder is None else str(self.folder)}
 
     def to_pandas(self) -> pandas.DataFrame:
-        """The archive as a data frame: order, key, arch, a column a metric, status, source, front, recommended.
+        """The archive as a data frame: order, key, arch, a column a metric, source, feasible, front, recommended; with
+        several fronts also fronts and recommended_on (devices, joined by "+") and portfolio.
 
         Raises:
             MissingExtra: pandas is not installed (`pip install 'hwnas[pandas]'`).
@@ -176,6 +232,7 @@ class SearchResult:
                 "feasible": bool(self.view.feasible[i]),
                 "front": i in front,
                 "recommended": i == best,
+                **_role_columns(self.view, i),
             }
             for i, found in enumerate(self.archive)
         ]
@@ -284,7 +341,8 @@ class Run:
             self.directory.close()
 
     def _report_only(self, state: SearchState, ledger: Ledger) -> tuple[tuple[Measurement, ...], Ledger]:
-        plan, shown = self.assembly.reported, state.front().architectures
+        plan = self.assembly.reported
+        shown = [state.architectures[i] for i in presented(state, self.assembly.weights)]
         if not plan or not shown:
             return (), ledger
         rows, _ = Measure(self.search.measure.store, plan)(shown)
@@ -317,7 +375,14 @@ class Run:
         )
         for path in files:
             add_to_certificate(path, checked[path.name])
-        recommended = next((checked[entry["file"]] for entry in entries if entry["recommended"]), {})
+        recommended: dict[str, Mapping[str, Any]] = {}
+        for entry in entries:
+            for device, told in checked[entry["file"]].items():
+                own = device in entry.get("recommended_on", [device] if entry["recommended"] else [])
+                if own:
+                    recommended[device] = told
+                elif entry["recommended"] and device in result.fronts:  # another network than the device's own
+                    recommended[f"{device}, for all"] = told
         return replace(result, finals=replace(result.finals, checked=recommended, exported=checked))
 
     def _with_predicted(self, result: SearchResult, models: Path | None = None) -> SearchResult:
@@ -377,6 +442,7 @@ def _opened(assembly: Assembly, out: Path | None, directory: bool) -> Run:
         resolved={
             "objectives": [o.name for o in assembly.objectives],
             "constraints": {c.name: c.bound for c in assembly.constraints},
+            "fronts": list(assembly.front_devices) or None,
             "weights": _named(assembly.objectives, assembly.weights),
             "command": _command(assembly),
         },
@@ -397,14 +463,16 @@ def _reopen(path: Path, given: Mapping[str, Any]) -> Run:
 
     if given:
         with RunDirectory.read(path) as before:
-            asked = SearchConfig.from_toml({**before.config, **given})
+            asked = SearchConfig.from_toml({**_ONE_FRONT, **before.config, **given})
         _check_threshold(given, asked)
         given = asked.to_toml()
+        if "fronts" not in before.config and given["fronts"] == _ONE_FRONT["fronts"]:
+            del given["fronts"]
     made = RunDirectory.resume(path, config=given or None)
     assembly = None
     try:
         # where the tables lie may have changed; which tables they are is checked by their origin below
-        asked = SearchConfig.from_toml(given or made.config)
+        asked = SearchConfig.from_toml({**_ONE_FRONT, **(given or made.config)})
         assembly = assemble(asked)
         _same_sources(made, assembly)
         made.set_notation(assembly.space.format)
@@ -446,6 +514,7 @@ def search(
     latency_budget: str | float | None = None,
     objectives: Sequence[str] = ("error", "latency"),
     budgets: Mapping[str, str | float] | None = None,
+    fronts: str = "device",
     weights: Mapping[str, float] | None = None,
     dataset: str = "cifar10",
     space: str = "nb201",
@@ -471,6 +540,9 @@ def search(
         latency_budget: Highest latency: 5 (ms), "5ms", "800us".
         objectives: What to minimise: "error", "latency", "energy", "params", "macs", or full metric names.
         budgets: Further budgets by the same words: {"energy": "20mJ", "params": "1M"}.
+        fronts: With several devices: "device" searches one front for each from the same evaluations
+            (`SearchResult.fronts`) and picks one network for all (`SearchResult.portfolio`); "joint" searches one front
+            over the objectives of all.
         weights: Importances of the objectives, {"error": 2, "latency": 1}: without a budget they pick the network to
             recommend. `SearchResult.pick` does so afterwards.
         dataset: "cifar10", "cifar100" or "ImageNet16-120".
@@ -506,6 +578,7 @@ def search(
         "devices": device or (),
         "objectives": objectives,
         "budgets": limits,
+        "fronts": fronts,
         "weights": dict(weights or {}),
         "dataset": dataset,
         "space": space,
@@ -536,7 +609,7 @@ def load(run: str | Path) -> SearchResult:
     from hwnas.config import SearchConfig, weigh
 
     with RunDirectory.read(run) as directory:
-        config = SearchConfig.from_toml(directory.config)
+        config = SearchConfig.from_toml({**_ONE_FRONT, **directory.config})
         space = registry.space(config.space)
         saved = directory.store.last_step()
         outlooks = directory.store.outlooks()
@@ -548,11 +621,12 @@ def load(run: str | Path) -> SearchResult:
             constraints = tuple(_constraint(name, bound) for name, bound in resolved.get("constraints", {}).items())
             given = resolved.get("weights")
             weights = None if given is None else weigh(objectives, given)
+            fronts = tuple(map(str, resolved.get("fronts", ())))
         except (KeyError, TypeError, ValueError) as error:
             raise RunCorrupt(
                 f"{directory.path}/run.toml is damaged: [resolved] names no objectives or budgets ({error})"
             ) from error
-    start = SearchState(config.space, objectives, constraints, config.queries, config.seed)
+    start = SearchState(config.space, objectives, constraints, config.queries, config.seed, front_devices=fronts)
     if saved is None:
         return SearchResult(start, Ledger(), space, config, (), Path(run), command=made_by, weights=weights)
     searched = [(o.metric, o.device) for o in objectives] + [(c.metric, c.device) for c in constraints]
@@ -561,7 +635,7 @@ def load(run: str | Path) -> SearchResult:
     # a search that goes on meanwhile may have committed more
     replayed = replace(replayed, outlooks=outlooks[: replayed.step])
     state = _amended(replayed, rows)
-    front = set(state.front().architectures)
+    front = {state.architectures[i] for i in presented(state, weights)}
     told = {(metric, device) for metric, device in wanted}
     reported = tuple(row for row in rows if row.architecture in front and (row.metric, row.context.device) not in told)
     ledger = replace(saved[3], reported=len(reported))
@@ -584,6 +658,18 @@ def _measured_for_all(
     for row in rows:
         having.setdefault((row.metric, row.context.device), set()).add(row.architecture.key)
     return [pair for pair, keys in having.items() if pair not in known and evaluated <= keys and pair in COUNTED]
+
+
+def _role_columns(view: report.RunView, index: int) -> dict[str, Any]:
+    """Columns of a data frame that say what an architecture is on which device; none where there is one front."""
+    if not view.devices:
+        return {}
+    role = view.role(index)
+    return {
+        "fronts": "+".join(role.fronts),
+        "recommended_on": "+".join(role.recommended),
+        "portfolio": role.portfolio,
+    }
 
 
 def _named(objectives: Sequence[Objective], weights: Sequence[float] | None) -> dict[str, float] | None:
@@ -612,13 +698,23 @@ def write_report(result: SearchResult, directory: RunDirectory | None = None) ->
     """
     if result.folder is None:
         raise UsageError("this result has no run directory; search with out=...")
-    best = result.best
+    view, named = result.view, result.view.state.architectures
+    best = {} if view.recommended is None else {named[view.recommended]: "yes"}
+    marks: dict[str, dict[Architecture, str]] = {"recommended": best}
+    if view.devices:
+        roles = {i: view.role(i) for i in view.shown}
+        marks = {
+            "fronts": {named[i]: "+".join(role.fronts) for i, role in roles.items()},
+            "recommended": {named[i]: "+".join(role.recommended) for i, role in roles.items()},
+            "portfolio": best,
+        }
     with nullcontext(directory) if directory is not None else RunDirectory.read(result.folder) as run:
         run.set_notation(result.space.format)
         run.write_front(
             result.state,
-            report.to_json(result.view),
-            recommended=None if best is None else best.architecture,
+            report.to_json(view),
+            marks=marks,
+            rows=view.shown,
             reported=result.reported,
         )
     try:
@@ -664,9 +760,9 @@ def export(
     if architectures:
         asked = [result.space.parse(text) for text in architectures]
     elif which == "best":
-        asked = [] if recommended is None else [recommended]
+        asked = [result.view.state.architectures[i] for i in _best(result.view)]
     else:
-        asked = list(result.state.front().architectures)
+        asked = [result.view.state.architectures[i] for i in result.view.shown]
     if not asked:
         raise ExportFailed("the run has no feasible architecture to export; name one with --arch")
     outcome = export_models(
@@ -676,6 +772,7 @@ def export(
         Path(out),
         objectives=result.state.objectives,
         recommended=asked.index(recommended) if recommended in asked else None,
+        roles=_manifest_roles(result.view, asked),
         verbatim=verbatim,
         force=force,
         certificates=result.finals.certificates,
@@ -683,6 +780,24 @@ def export(
     )
     outcome.raise_for_failures()
     return outcome.manifest
+
+
+def _best(view: report.RunView) -> list[int]:
+    """Archive indices of what is recommended: with several fronts of each device's, and of the one for all."""
+    every = [own.recommended for own in view.devices.values()]
+    return list(dict.fromkeys(index for index in (*every, view.recommended) if index is not None))
+
+
+def _manifest_roles(view: report.RunView, asked: Sequence[Architecture]) -> list[dict[str, Any]] | None:
+    """What the manifest says of each architecture where there are several fronts."""
+    if not view.devices:
+        return None
+    place = {architecture: i for i, architecture in enumerate(view.state.architectures)}
+    found = [view.role(place[a]) if a in place else report.Role((), (), False) for a in asked]
+    return [
+        {"fronts": list(role.fronts), "recommended_on": list(role.recommended), "portfolio": role.portfolio}
+        for role in found
+    ]
 
 
 def _command(assembly: Assembly) -> str:
@@ -715,7 +830,7 @@ def command(config: SearchConfig) -> str:
         words += ["--objectives", ",".join(config.objectives)]
     if config.weights:
         words += ["--weights", ",".join(f"{word}={value!r}" for word, value in config.weights.items())]
-    for name in ("space", "dataset", "generator", "source", "tables", "batch", "preset", "wait"):
+    for name in ("fronts", "space", "dataset", "generator", "source", "tables", "batch", "preset", "wait"):
         if getattr(config, name) != getattr(plain, name):
             words += [f"--{name}", str(getattr(config, name))]
     if not config.predict:

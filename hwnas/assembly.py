@@ -34,6 +34,7 @@ class Assembly:
         plan: Which evaluator answers which (metric, device): objectives, budgets, then numbers that are free.
         reported: The same for numbers that only the report shows (the front's test error).
         weights: Importance of each objective; None where none was given.
+        front_devices: Devices with a front each; none for one front.
     """
 
     config: SearchConfig
@@ -43,12 +44,20 @@ class Assembly:
     plan: tuple[tuple[Wanted, Evaluator], ...]
     reported: tuple[tuple[Wanted, Evaluator], ...]
     weights: tuple[float, ...] | None = None
+    front_devices: tuple[str, ...] = ()
 
     @property
     def start(self) -> SearchState:
         """The state before the first evaluation."""
         config = self.config
-        return SearchState(config.space, self.objectives, self.constraints, config.queries, config.seed)
+        return SearchState(
+            config.space,
+            self.objectives,
+            self.constraints,
+            config.queries,
+            config.seed,
+            front_devices=self.front_devices,
+        )
 
     @property
     def sources(self) -> dict[str, str]:
@@ -154,7 +163,7 @@ def _assembled(
         if metric == "val_error_pct" and evaluator.context("test_error_pct", None) is not None
     )
     weights = weigh(objectives, named.weights) if named.weights else None
-    return Assembly(config, space, objectives, constraints, plan, reported, weights)
+    return Assembly(config, space, objectives, constraints, plan, reported, weights, named.front_devices)
 
 
 def _with_device_names(config: SearchConfig) -> SearchConfig:

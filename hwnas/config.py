@@ -30,6 +30,7 @@ from hwnas.errors import InvalidBudget, InvalidSetting, UnknownName
 
 SOURCES = ("auto", "table", "surrogate")
 STOPS = ("never", "converged")
+FRONTS = ("device", "joint")
 PRESETS = ("quick", "default", "final")  # hwnas.profiling.protocol
 
 Answers = Callable[[str, str | None], bool]  # (metric, device): is there a source for it?
@@ -46,6 +47,8 @@ class SearchConfig:
         objectives: What to optimise: "error", "latency", ... or full metric names, each with "@device" where it is
             meant for one device only. May be given as "error,latency".
         budgets: The same words, with what may not be exceeded: "5ms", or a number in the metric's own unit.
+        fronts: With several devices: "device" searches one front for each, "joint" one front over the objectives of
+            all.
         weights: Importances of objectives by the same words, above 0, 1 where not named: without a budget, the network
             to recommend is picked by them.
         queries: Evaluations that may be paid, at least 1.
@@ -74,6 +77,7 @@ class SearchConfig:
     devices: tuple[str, ...] = ()
     objectives: tuple[str, ...] = ("error", "latency")
     budgets: Mapping[str, str | float] = field(default_factory=dict)
+    fronts: str = "device"
     weights: Mapping[str, float] = field(default_factory=dict)
     queries: int = 200
     seed: int = 0
@@ -110,6 +114,8 @@ class SearchConfig:
         if self.stop_when not in STOPS:
             raise UnknownName("stop_when", str(self.stop_when), STOPS)
         _share("stop_threshold", self.stop_threshold)
+        if self.fronts not in FRONTS:
+            raise UnknownName("kind of fronts", str(self.fronts), FRONTS)
         if self.source not in SOURCES:
             raise UnknownName("source", str(self.source), SOURCES)
         _set(self, "generator_settings", _plain("generator_settings", _table(self, "generator_settings")))
@@ -132,6 +138,18 @@ class SearchConfig:
         if self.stop_when == "never":
             return None
         return StopRule(_share("stop_threshold", self.stop_threshold))
+
+    @property
+    def front_devices(self) -> tuple[str, ...]:
+        """Devices that get a front each: those that are named as devices and have an objective, where they are several
+        and some objective or budget is asked of all of them alike. Empty where there is one front: a word with "@"
+        means that one device's number, so where all have one, the user has put one set of objectives together."""
+        words = (*self.objectives, *self.budgets)
+        shared = any(not _narrow(word) and METRICS[_meaning("", word)[0][0]].per_device for word in words)
+        owners = [word.partition("@")[2] for word in self.objectives]
+        # an objective of a device that is not named as one is everybody's
+        found = tuple(d for d in self.devices if any(owner == d or owner not in self.devices for owner in owners))
+        return found if self.fronts == "device" and len(found) > 1 and shared else ()
 
     def limit(self, metric: str, device: str) -> float | None:
         """The budget of a device's metric, in the metric's own unit; None where there is none."""

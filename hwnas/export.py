@@ -122,6 +122,7 @@ def export_models(
     *,
     objectives: Sequence[Objective] = (),
     recommended: int | None = None,
+    roles: Sequence[Mapping[str, Any]] | None = None,
     seed: int = 0,
     batch: int = 1,
     verbatim: bool = False,
@@ -139,6 +140,8 @@ def export_models(
         out_dir: Folder to write; must not exist or be empty, unless `force`.
         objectives: Whose values stand in the file names, in this order.
         recommended: Index into `items` of the architecture to recommend, if any.
+        roles: For each item, where a search has several fronts, what the manifest says of it beside: the devices whose
+            `fronts` it is on, those that it is `recommended_on`, and whether it is the one for all (`portfolio`).
         seed: Of the random weights.
         batch: Batch size, fixed in the models.
         verbatim: Keep edges that do not reach the output.
@@ -170,7 +173,11 @@ def export_models(
             _export_one(space, item, out_dir / name, about, verbatim, (certificates or {}).get(item.architecture.key))
             for item, name in zip(items, names, strict=True)
         )
-        entries = [_entry(space, model, i == recommended) for i, model in enumerate(models)]
+        more = roles if roles is not None else [{}] * len(models)
+        entries = [
+            _entry(space, model, i == recommended, role)
+            for i, (model, role) in enumerate(zip(models, more, strict=True))
+        ]
         manifest = {"schema": SCHEMA, **about, "verbatim": verbatim, "run": dict(run or {}), "models": entries}
         atomic.write(out_dir / CARD, model_card(manifest))
         # last: a folder with a manifest is complete
@@ -201,8 +208,8 @@ def model_card(manifest: Mapping[str, Any]) -> str:
         *(_card_row(model, columns) for model in models),
         "",
     ]
-    if any(model["recommended"] for model in models):
-        lines += ["★ recommended", ""]
+    if any(map(_star, models)):
+        lines += ["★ recommended" + (" on a device; ● for all devices" if "fronts" in models[0] else ""), ""]
     lines += ["## Where the numbers come from", ""]
     lines.append(
         "- parameters and MACs of the file: counted from the file, per image; edges that reach no output are "
@@ -385,13 +392,14 @@ def _name(index: int, item: Evaluation, objectives: Sequence[Objective], count: 
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join([number, *parts, key])) + ".onnx"
 
 
-def _entry(space: SearchSpace, model: Exported, recommended: bool) -> dict[str, Any]:
+def _entry(space: SearchSpace, model: Exported, recommended: bool, role: Mapping[str, Any]) -> dict[str, Any]:
     architecture = model.evaluation.architecture
     return {
         "file": model.file,
         "status": str(model.status),
         "message": model.message,
         "recommended": recommended,
+        **role,
         "key": architecture.key,
         "arch": _notation(space, model.evaluation),
         "sha256": model.sha256,
@@ -432,8 +440,16 @@ def _card_row(model: Mapping[str, Any], columns: Sequence[str]) -> str:
     file = f"`{model['file']}`" if model["file"] else f"**{model['status']}**: {model['message']}"
     notation = "`" + model["arch"].replace("|", "\\|") + "`"
     counts = ["-" if model[name] is None else f"{model[name] / 1e6:.3f}" for name in (_FILE_PARAMS, _FILE_MACS)]
-    row = ["★" if model["recommended"] else "", file.replace("\n", " ").replace("|", "\\|"), *counts, *cells, notation]
+    row = [_star(model), file.replace("\n", " ").replace("|", "\\|"), *counts, *cells, notation]
     return "| " + " | ".join(row) + " |"
+
+
+def _star(model: Mapping[str, Any]) -> str:
+    """The mark of a recommended model; with several devices with the names of those that it is recommended on."""
+    if "fronts" not in model:
+        return "★" if model["recommended"] else ""
+    on = f"★ {', '.join(model['recommended_on'])}" if model["recommended_on"] else ""
+    return " ".join(filter(None, [on, "●" if model["portfolio"] else ""]))
 
 
 def _card_value(fact: Mapping[str, Any] | None) -> str:

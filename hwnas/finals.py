@@ -28,6 +28,7 @@ from hwnas.core import pareto
 from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Measurement, Source
 from hwnas.core.protocols import Store
+from hwnas.core.recommending import recommend
 from hwnas.core.state import Evaluation, SearchState
 from hwnas.core.wording import quantity
 from hwnas.devices import load_device
@@ -127,12 +128,12 @@ class Finals:
 
 def measure_front(assembly: Assembly, store: Store, state: SearchState) -> tuple[SearchState, int]:
     """The state with careful measurements of everything that is or may be on the front, and how many were made: by this
-    session, or by one that it continues."""
+    session, or by one that it continues. With several fronts a device measures what is or may be on its own, and the
+    one network for all."""
     made = 0
     for _ in range(_TURNS):
-        chosen = hopeful(state)
         before = made
-        for evaluator in assembly.measured:
+        for evaluator, chosen in [(e, _worth_measuring(assembly, e, state)) for e in assembly.measured]:
             metrics = [metric for (metric, _), e in assembly.plan if e is evaluator]
             rows = _finals(evaluator, store, state, chosen, metrics)
             # what an earlier session of this run has measured was paid for as well, and may change the front as well
@@ -142,9 +143,23 @@ def measure_front(assembly: Assembly, store: Store, state: SearchState) -> tuple
     return state, made
 
 
+def _worth_measuring(assembly: Assembly, evaluator: MeasuredEvaluator, state: SearchState) -> list[Architecture]:
+    """What is or may be on a device's front, and with several fronts the one network for all."""
+    chosen = hopeful(_concerning(state, evaluator))
+    common = recommend(state, assembly.weights) if state.front_devices else None
+    return chosen if common is None else list(dict.fromkeys([*chosen, state.architectures[common]]))
+
+
+def _concerning(state: SearchState, evaluator: MeasuredEvaluator) -> SearchState:
+    """The search as a device sees it: its own goal where it has a front of its own."""
+    return state.by_device.get(evaluator.device, state)
+
+
 def hopeful(state: SearchState) -> list[Architecture]:
     """Architectures that may be on the front: those that are, and those that would be if every number that was
     measured or predicted here were at the better end of its interval."""
+    if state.front_devices:  # of a device without a front of its own: its numbers count on every front
+        return list(dict.fromkeys(a for goal in state.goals for a in hopeful(goal)))
     possible = np.array([_possible(state, i) for i in range(len(state.archive))], dtype=bool)
     possible &= ~np.isnan(state.losses).any(axis=1) if len(state.archive) else possible
     rows = np.flatnonzero(possible)
@@ -157,17 +172,17 @@ def summarise(assembly: Assembly, state: SearchState) -> Finals:
     """What the devices say about a run's measurements."""
     devices: dict[str, dict[str, Any]] = {}
     certificates: dict[str, dict[str, dict[str, Any]]] = {}
-    front = state.front().architectures
     for evaluator in assembly.measured:
         meter = evaluator.meter
+        front = _finalists(assembly, evaluator, state)
         networks = {a.key: name for a in state.architectures if (name := meter.network(a)) is not None}
         devices[evaluator.device] = meter.summary() | {
             "audits": list(evaluator.audits),
             "networks": networks,
             "front": len(front),
-            "not_final": _not_final(assembly, evaluator, state),
+            "not_final": _not_final(assembly, evaluator, front),
         }
-        for architecture in front:
+        for architecture in (e.architecture for e in front):
             told = evaluator.meter.certificate(architecture)
             if told is not None:
                 certificates.setdefault(architecture.key, {})[evaluator.device] = told
@@ -258,8 +273,9 @@ def predicted_front(assembly: Assembly, state: SearchState, models: Path | None 
     from hwnas.evaluators.saved import SavedEvaluator  # its predictors load scipy
 
     told: dict[str, dict[str, Any]] = {}
-    front = [state.archive[i] for i in state.front_indices]
     for profile in {e.device: e for _, e in assembly.plan if isinstance(e, SavedEvaluator)}.values():
+        goal = state.by_device.get(profile.device, state)
+        front = [goal.archive[i] for i in goal.front_indices]
         rows = [row for e in front if (row := e.find(LATENCY, profile.device)) is not None]
         count = sum(row.context.source is Source.PREDICTED for row in rows)
         if not count:
@@ -296,11 +312,19 @@ def _origin(profile: SavedEvaluator) -> tuple[str, bool]:
     return name, bool(facts) and all(now.get(key) == facts[key] for key in ("cpu", "uuid") if key in facts)
 
 
-def _not_final(assembly: Assembly, evaluator: MeasuredEvaluator, state: SearchState) -> list[str]:
+def _finalists(assembly: Assembly, evaluator: MeasuredEvaluator, state: SearchState) -> list[Evaluation]:
+    """What a device's final figures are for: the front, and with several fronts its own with the one network for
+    all."""
+    own = _concerning(state, evaluator)
+    common = recommend(state, assembly.weights) if state.front_devices else None
+    rows = dict.fromkeys([*map(int, own.front_indices), *([] if common is None else [common])])
+    return [state.archive[i] for i in rows]
+
+
+def _not_final(assembly: Assembly, evaluator: MeasuredEvaluator, found: Sequence[Evaluation]) -> list[str]:
     """Keys of networks on the front with a figure of this device that is not of its most careful protocol: it failed
     there, or the front still changed when `measure_front` stopped."""
     wanted = [(pair, evaluator.final_context(pair[0])) for pair, e in assembly.plan if e is evaluator]
-    found = [state.archive[i] for i in state.front_indices]
     return [
         e.architecture.key
         for e in found

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Self
 from hwnas.core import pareto, picking
 from hwnas.core.ledger import Ledger
 from hwnas.core.metrics import show
+from hwnas.core.recommending import primary_objective
 from hwnas.core.state import SearchState
 from hwnas.core.stopping import StopRule
 from hwnas.core.wording import percent
-from hwnas.report import primary_objective
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,6 +121,11 @@ class Progress(Measuring):
             )
 
     def _told(self, state: SearchState) -> str:
+        if state.front_devices:
+            return "  ".join(f"{device}: {self._told_of(goal, short=True)}" for device, goal in state.by_device.items())
+        return self._told_of(state, short=False)
+
+    def _told_of(self, state: SearchState, *, short: bool) -> str:
         objective = primary_objective(state)
         best = picking.best_under_budget(state.losses, state.violations, objective)
         if best is None:
@@ -128,6 +133,8 @@ class Progress(Measuring):
         else:
             wanted = state.objectives[objective]
             words = "best " + show(wanted.metric, wanted.value(float(state.losses[best, objective])))
+        if short:  # a line has no room for the volumes of several fronts
+            return f"{words}, front {len(state.front_indices)}"
         if len(state.objectives) > 1:
             if self._reference is None:
                 self._reference = pareto.reference_point(state.losses)  # fixed by the first step: later ones compare

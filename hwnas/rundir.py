@@ -3,7 +3,9 @@
     run.toml       what was asked, as given and as resolved; versions; where numbers come from
     hwnas.sqlite   all measurements and steps (hwnas.stores.sqlite)
     archive.csv    the counted evaluations in order: order,key,arch,<metrics...>,status,source
-    front.csv      the front in the same form, with the recommended architecture marked
+    front.csv      the front in the same form, with the recommended architecture marked; the fronts of several devices
+    in
+                   one list, with the devices (a+b) that each row is on the front of, and recommended for
     front.json     the front with contexts, intervals, budgets, reference point, hypervolume and ledger
     report.html    written by hwnas.report
     models/        written by hwnas.export
@@ -207,7 +209,8 @@ class RunDirectory:
         state: SearchState,
         told: Mapping[str, Any],
         *,
-        recommended: Architecture | None,
+        marks: Mapping[str, Mapping[Architecture, str]],
+        rows: Sequence[int] | None = None,
         reported: Sequence[Measurement] = (),
     ) -> None:
         """Write front.csv and front.json.
@@ -215,22 +218,22 @@ class RunDirectory:
         Args:
             state: The state at the end.
             told: The whole result as plain values: what front.json holds.
-            recommended: The architecture to mark, usually one of the front.
+            marks: Columns that say what is particular about some architectures, e.g. that one is recommended.
+            rows: Archive indices to list; the front when not given.
             reported: Facts of front members that the search did not see (a test error); shown behind the others.
 
         Raises:
             RunError: They cannot be written.
         """
-        shown = [_with(state.archive[i], reported) for i in state.front_indices]
+        listed = [int(i) for i in (state.front_indices if rows is None else rows)]
+        shown = [_with(state.archive[i], reported) for i in listed]
         columns = _names(shown, _columns(state))
-        header = ["order", "key", "arch", *columns, "recommended", "status", "source"]
-        rows = [
-            _archive_row(int(i), evaluation, columns, self._notation)
-            for i, evaluation in zip(state.front_indices, shown, strict=True)
-        ]
-        for row, evaluation in zip(rows, shown, strict=True):
-            row.insert(-2, "yes" if evaluation.architecture == recommended else "")
-        replace_text(self.path / FRONT_CSV, _csv([header, *rows]))
+        table = [["order", "key", "arch", *columns, *marks, "status", "source"]]
+        for i, evaluation in zip(listed, shown, strict=True):
+            *facts, status, source = _archive_row(i, evaluation, columns, self._notation)
+            marked = [by_architecture.get(evaluation.architecture, "") for by_architecture in marks.values()]
+            table.append([*facts, *marked, status, source])
+        replace_text(self.path / FRONT_CSV, _csv(table))
         content = {**told, "run_id": self.store.meta["run_id"]}
         replace_text(self.path / FRONT_JSON, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 

@@ -61,7 +61,9 @@ def _root(
 
 @app.command()
 def search(
-    device: Annotated[str | None, typer.Option("--device", "-d", help="Hardware target; see 'hwnas devices'.")] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", "-d", help="Hardware target, or several by commas; see 'hwnas devices'.")
+    ] = None,
     latency_budget: Annotated[Budget, typer.Option(help="Highest latency: 5, 5ms, 800us.")] = None,
     energy_budget: Annotated[Budget, typer.Option(help="Highest energy an inference: 20mJ.")] = None,
     params_budget: Annotated[Budget, typer.Option(help="Most parameters: 1M, 500k.")] = None,
@@ -76,6 +78,12 @@ def search(
     ] = None,
     objectives: Annotated[
         str | None, typer.Option(help="What to minimise, by commas: error,latency,energy,params,macs.")
+    ] = None,
+    fronts: Annotated[
+        str | None,
+        typer.Option(
+            help="With several devices: device (default) for one front each, joint for one over all objectives."
+        ),
     ] = None,
     weights: Annotated[
         str | None,
@@ -144,6 +152,7 @@ def search(
             error=error_budget,
         )
         or None,
+        "fronts": fronts,
         "weights": _weights(weights) if weights is not None else None,
         "dataset": dataset,
         "space": space,
@@ -179,7 +188,7 @@ def search(
                 )
             raise
     _show(result, as_json=as_json, quiet=quiet)
-    if result.best is None or result.finals.broken:
+    if not result.view.answered or result.finals.broken:
         raise typer.Exit(NOTHING_FEASIBLE)
 
 

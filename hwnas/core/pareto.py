@@ -19,7 +19,8 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class ParetoFront:
-    """Mutually non-dominated architectures, by ascending first objective.
+    """Mutually non-dominated architectures, by ascending first objective; the union of such, where a search has
+    several.
 
     Attributes:
         architectures: `n` of them.

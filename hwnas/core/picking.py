@@ -1,4 +1,4 @@
-"""Choosing one architecture from a front, with pymoo's decision making."""
+"""Choosing one architecture from a front, with pymoo's decision making; and one for several devices, by regret."""
 
 from __future__ import annotations
 
@@ -73,18 +73,61 @@ def asf(losses: Floats, weights: Sequence[float]) -> int:
     return int(np.argmin(asf_values(losses, weights)))
 
 
-def asf_values(losses: Floats, weights: Sequence[float]) -> Floats:
-    """What `asf` minimises, for each row: `n` values; arguments and errors as there."""
+def asf_values(losses: Floats, weights: Sequence[float], front: Floats | None = None) -> Floats:
+    """What `asf` minimises, for each row: `n` values; errors as there.
+
+    Args:
+        losses: `n x m`, without nan.
+        weights: `m` importances above 0.
+        front: `k x m`, k >= 1: the front whose range is the scale; `losses` themselves when not given.
+    """
     from pymoo.decomposition.asf import ASF
 
     importance = np.asarray(weights, dtype=np.float64)
     if importance.shape != (losses.shape[1],) or not (np.isfinite(importance) & (importance > 0)).all():
         raise ValueError(f"asf wants {losses.shape[1]} weights above 0, one per objective; got {list(weights)}")
     # pymoo divides by its weights, so they are the inverse of an importance
-    return np.asarray(ASF().do(normalise(losses), 1.0 / importance), dtype=np.float64).reshape(-1)
+    return np.asarray(ASF().do(normalise(losses, front), 1.0 / importance), dtype=np.float64).reshape(-1)
 
 
-def normalise(losses: Floats) -> Floats:
-    """Each column scaled to 0..1 over the rows; a constant column becomes 0."""
-    low, high = losses.min(axis=0), losses.max(axis=0)
-    return np.asarray((losses - low) / np.where(high > low, high - low, 1.0))
+def normalise(losses: Floats, front: Floats | None = None) -> Floats:
+    """Each column scaled to 0..1 over the rows of `front`, over all rows when it is not given or constant there; a
+    constant column becomes 0."""
+    known = losses if front is None else front
+    low, high = known.min(axis=0), known.max(axis=0)
+    span = np.where(high > low, high - low, losses.max(axis=0) - losses.min(axis=0))
+    return np.asarray((losses - low) / np.where(span > 0, span, 1.0))
+
+
+def regrets(values: Floats) -> Floats:
+    """How much each architecture loses on each device against the best one there (Savage 1951).
+
+    Args:
+        values: `n x d`, what is minimised on each of `d` devices; nan where an architecture may not be chosen, as it
+            failed or is over a budget there.
+
+    Returns:
+        `n x d`, 0 for the best of a device; nan where `values` is. In the units of `values`.
+    """
+    if len(values) == 0:
+        return np.zeros_like(values)
+    best = np.min(values, axis=0, where=~np.isnan(values), initial=np.inf)
+    return np.asarray(values - np.where(np.isfinite(best), best, np.nan))
+
+
+def least_worst_regret(regret: Floats, ties: Floats | None = None) -> int | None:
+    """The architecture to choose where one has to do for all devices: the one whose largest regret is least.
+
+    Args:
+        regret: `n x d` of `regrets`.
+        ties: `n`: the smaller one decides between equals in largest regret and in the sum of regrets; then the first
+            does.
+
+    Returns:
+        Its index; None where no architecture may be chosen on every device.
+    """
+    rows = np.flatnonzero(~np.isnan(regret).any(axis=1))
+    if len(rows) == 0 or regret.shape[1] == 0:
+        return None
+    last = np.zeros(len(rows)) if ties is None else ties[rows]
+    return int(rows[np.lexsort((rows, last, regret[rows].sum(axis=1), regret[rows].max(axis=1)))[0]])

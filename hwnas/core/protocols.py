@@ -92,7 +92,8 @@ class SearchSpace(Protocol):
 class Generator(Protocol):
     """Learns from everything measured and proposes what to measure next.
 
-    It holds settings and weights; what the search knows is in the `SearchState`. Optional method:
+    It holds settings and weights; what the search knows is in the `SearchState`. A state may have several fronts
+    (`goals`); its order, weights and front say what is good on any of them. Optional method:
     `pretrain(space, *, budget: float, rng) -> Ledger`, run once before the first step, on unlabelled architectures
     (labels it sees are entries of the ledger it returns). Optional attribute: `drawn: Ledger`, what the last `propose`
     generated and rejected.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,10 @@ class Evaluation:
 class SearchState:
     """Everything measured so far, and what is wanted. Immutable: `tell` returns the next one.
 
+    With `front_devices`, each of these devices has a goal of its own (`by_device`), and what is said of the whole
+    archive is the best that any of them says: a row is as feasible, and as far ahead in the order, as on the device
+    that it suits best, and the front is the union of theirs. No method has to know: it sees one order.
+
     Attributes:
         space: Name of the search space.
         objectives: `m` objectives.
@@ -47,6 +52,7 @@ class SearchState:
         step: Number of `tell`s so far.
         archive: Evaluations in the order in which they were paid.
         outlooks: What the generator expected after each step; None where nobody asked, or it could not tell.
+        front_devices: Devices with a front each; none for one front over all objectives.
     """
 
     space: str
@@ -57,6 +63,7 @@ class SearchState:
     step: int = 0
     archive: tuple[Evaluation, ...] = ()
     outlooks: tuple[Outlook | None, ...] = ()
+    front_devices: tuple[str, ...] = ()
 
     def tell(self, rows: Sequence[Measurement]) -> SearchState:
         """The next state, with new measurements appended; rows of one architecture become one evaluation.
@@ -131,6 +138,31 @@ class SearchState:
         return frozenset(self.architectures)
 
     @cached_property
+    def by_device(self) -> Mapping[str, SearchState]:
+        """For each device with a front of its own the same archive with its objectives and budgets: what belongs to it,
+        and what belongs to none of the others. Empty where there is one front."""
+
+        def concerns(wanted: Objective | Constraint, device: str) -> bool:
+            return wanted.device == device or wanted.device not in self.front_devices
+
+        return MappingProxyType(
+            {
+                device: replace(
+                    self,
+                    objectives=tuple(o for o in self.objectives if concerns(o, device)),
+                    constraints=tuple(c for c in self.constraints if concerns(c, device)),
+                    front_devices=(),
+                )
+                for device in self.front_devices
+            }
+        )
+
+    @property
+    def goals(self) -> tuple[SearchState, ...]:
+        """The states that have one front each: those of `by_device`, or this one."""
+        return tuple(self.by_device.values()) or (self,)
+
+    @cached_property
     def losses(self) -> Floats:
         """`n x m`, minimised; nan where a measurement failed."""
         return self._columns([(o.metric, o.device) for o in self.objectives], "loss")
@@ -150,6 +182,8 @@ class SearchState:
 
         A budget is a promise: what was measured or predicted here has to meet it with the worse end of its interval.
         """
+        if self.front_devices:
+            return np.asarray(np.min([goal.violations for goal in self.goals], axis=0))
         total = np.zeros(len(self.archive))
         for constraint in self.constraints:
             for i, evaluation in enumerate(self.archive):
@@ -159,20 +193,37 @@ class SearchState:
         return total
 
     @cached_property
+    def failed(self) -> NDArray[np.bool_]:
+        """`n`: whether a number is missing that every goal asks for."""
+        return np.asarray(np.all([np.isnan(goal.losses).any(axis=1) for goal in self.goals], axis=0))
+
+    @cached_property
     def order(self) -> NDArray[np.int64]:
-        """Indices into the archive from best to worst: violation, Pareto rank, crowding."""
-        return pareto.order(self.losses, self.violations)
+        """Indices into the archive from best to worst; see `order_among`."""
+        return self.order_among(np.arange(len(self.archive)))
+
+    def order_among(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Indices into `rows`, from best to worst among them: by violation, Pareto rank and crowding. With several
+        fronts by the best place on any device, then by the mean place."""
+        orders = [pareto.order(goal.losses[rows], goal.violations[rows]) for goal in self.goals]
+        if len(orders) == 1:
+            return orders[0]
+        places = np.argsort(orders, axis=1)  # devices x rows: the inverse of each order
+        return np.lexsort((np.arange(len(rows)), places.sum(axis=0), places.min(axis=0), self.failed[rows]))
 
     @cached_property
     def front_indices(self) -> NDArray[np.int64]:
         """Archive indices of the front: feasible rows that no feasible row dominates, ties inside the
-        measurements' intervals kept; by ascending first objective."""
-        feasible = np.flatnonzero(self.violations == 0)
-        kept = feasible[pareto.non_dominated(self.losses[feasible], self.half_widths[feasible])]
+        measurements' intervals kept; by ascending first objective. With several fronts the rows of any."""
+        if self.front_devices:
+            kept = np.unique(np.concatenate([goal.front_indices for goal in self.goals]))
+        else:
+            feasible = np.flatnonzero(self.violations == 0)
+            kept = feasible[pareto.non_dominated(self.losses[feasible], self.half_widths[feasible])]
         return kept[np.lexsort((kept, self.losses[kept, 0]))] if len(kept) else kept
 
     def front(self) -> pareto.ParetoFront:
-        """The feasible, non-dominated part of the archive."""
+        """The feasible, non-dominated part of the archive; with several fronts all that are on any of them."""
         rows = self.front_indices
         return pareto.ParetoFront(
             tuple(self.architectures[i] for i in rows),

@@ -1,6 +1,7 @@
 """Learning signals: pure functions of a `SearchState`, shared by all generators.
 
-Budgets and several objectives enter every method here and in the same way: violation, Pareto rank, crowding.
+Budgets, several objectives and several fronts enter every method here and in the same way: violation, Pareto rank,
+crowding, on the device that an architecture suits best (`SearchState.order`).
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ def weights(state: SearchState, factor: float = 0.01) -> Floats:
     """
     n = len(state.archive)
     raw = np.asarray(1.0 / (factor * n + positions(state)) if n else np.zeros(0), dtype=np.float64)
-    raw[np.isnan(state.losses).any(axis=1)] = 0.0
+    raw[state.failed] = 0.0
     total = raw.sum()
     return np.asarray(raw / total) if total > 0 else raw
 
 
 def elite(state: SearchState, k: int) -> tuple[Architecture, ...]:
     """The best `k` architectures in the order; failures are never among them."""
-    good = [i for i in state.order[:k] if not np.isnan(state.losses[i]).any()]
+    good = [i for i in state.order[:k] if not state.failed[i]]
     return tuple(state.architectures[i] for i in good)
 
 
@@ -65,9 +66,12 @@ def request(state: SearchState, n: int, *, rng: np.random.Generator, reach: floa
     """`n x m` losses to ask a conditional generator for: points of the front, each pushed beyond itself.
 
     Less crowded front points are asked for more often; each is moved by up to `reach` of the archive's range
-    towards better values. Where nothing is feasible, the least violating points serve as the front.
+    towards better values. Where nothing is feasible, the least violating points serve as the front. With several fronts
+    the points of any that have all numbers are asked for.
     """
     chosen = state.front_indices if len(state.front_indices) else state.order[:1]
+    if state.front_devices:
+        chosen = chosen[~np.isnan(state.losses[chosen]).any(axis=1)]
     losses = state.losses[chosen]
     if len(losses) == 0 or np.isnan(losses).any():
         raise ValueError("request() wants at least one evaluated architecture without a failure")

@@ -177,8 +177,9 @@ class AgNet:
             return pool
         goal = self._goal(state)
         self._surrogate.condition(state.architectures, self._taught(goal.losses, rng))
-        chooser = _Chooser(self.settings, goal, self._surrogate.posterior(pool), len(uniform), len(state.archive))
-        return [pool[i] for i in chooser.choose(n)]
+        posterior = self._surrogate.posterior(pool)
+        choosers = [_Chooser(self.settings, own, posterior, goal, len(uniform)) for own in self._goals(state, goal)]
+        return [pool[i] for i in _choose(choosers, posterior, n, len(state.archive))]
 
     def update(self, state: SearchState, *, rng: np.random.Generator) -> None:
         """Refit the surrogate and retrain the decoder, each as often as the settings say."""
@@ -199,8 +200,9 @@ class AgNet:
 
     def outlook(self, state: SearchState, *, rng: np.random.Generator) -> Outlook | None:
         """What the surrogate expects beyond the front, over uniform samples and neighbours of the front; None until
-        something feasible is better than the reference point in all objectives."""
-        if not self._ready(state) or not (state.violations == 0).any():
+        something feasible is better than the reference point in all objectives. Of several fronts the outlook of the
+        one that is expected to gain most, once there is one of each."""
+        if not self._ready(state) or not all((own.violations == 0).any() for own in state.goals):
             return None
         goal = self._goal(state)
         self._surrogate.condition(state.architectures, goal.losses)
@@ -213,14 +215,20 @@ class AgNet:
             return None
         pool = [*uniform, *near]
         posterior = self._surrogate.posterior(pool)
-        prospect = goal.prospect(state, _Chooser(asked, goal, posterior, len(uniform)).reference)
-        best = dict.fromkeys(pool[row] for row in prospect.best(posterior))
-        further = dict.fromkeys(
-            a for a in self._one_step(list(best)[:CLIMBERS]) if a not in state.seen and a not in best
-        )
-        if _measured(state):
-            best, further = self._new_networks(state, best, further)
-        return foresee(prospect, self._surrogate.posterior([*best, *further]), rng=rng)
+        found = []
+        for told, own in zip(state.goals, self._goals(state, goal), strict=True):
+            chooser = _Chooser(asked, own, posterior, goal, len(uniform))
+            prospect = own.prospect(told, chooser.reference)
+            best = dict.fromkeys(pool[row] for row in prospect.best(posterior.about(chooser.columns)))
+            further = dict.fromkeys(
+                a for a in self._one_step(list(best)[:CLIMBERS]) if a not in state.seen and a not in best
+            )
+            if _measured(state):
+                best, further = self._new_networks(state, best, further)
+            predicted = self._surrogate.posterior([*best, *further]).about(chooser.columns)
+            found.append(foresee(prospect, predicted, rng=rng))
+        known = [outlook for outlook in found if outlook is not None]
+        return max(known, key=lambda outlook: outlook.gain) if len(known) == len(found) else None
 
     def state_dict(self) -> dict[str, Any]:
         sampler = self._sampler.state_dict() if self.settings.generator else None
@@ -245,6 +253,11 @@ class AgNet:
                 self._labels = known.labels if self._labels is None else self._labels
             self._lent = True
         return goal
+
+    def _goals(self, state: SearchState, goal: _Goal) -> list[_Goal]:
+        """What is wanted for each front; `goal` itself where there is one."""
+        compress = self.settings.compress
+        return [_Goal.of(own, compress) for own in state.by_device.values()] or [goal]
 
     def _taught(self, losses: Floats, rng: np.random.Generator) -> Floats:
         """The losses that the surrogate is told the architectures have: theirs, where it is paired."""
@@ -321,6 +334,7 @@ class _Goal:
 
     Attributes:
         losses: `n x (m + c)`: objectives, then metrics that have a budget but are no objective.
+        keys: Metric, device and direction of each column.
         objectives: m.
         bounds: (column, largest loss that is admitted) for each budget.
         front: `k x m` losses of feasible evaluations.
@@ -329,6 +343,7 @@ class _Goal:
     """
 
     losses: Floats
+    keys: tuple[tuple[str, str | None, str], ...]
     objectives: int
     bounds: tuple[tuple[int, float], ...]
     front: Floats
@@ -356,6 +371,7 @@ class _Goal:
         losses = np.stack([show(column) for show, column in zip(shown, columns, strict=True)], axis=1)
         return cls(
             losses,
+            tuple(keys),
             own,
             tuple((column, float(shown[column](np.array(limit)))) for column, limit in limits),
             losses[state.violations == 0, :own],
@@ -389,46 +405,83 @@ def _values(state: SearchState, constraint: Constraint, as_loss: Objective) -> F
     return np.array([np.nan if row is None else as_loss.loss(row.value) for row in found])
 
 
+def _choose(choosers: Sequence[_Chooser], posterior: Posterior, n: int, evaluated: int) -> list[int]:
+    """A batch from a pool, one by one, best first; what was chosen is believed to have its predicted losses.
+
+    Several fronts take turns, and go on with them in the next batch, so that each gets its share whatever the batch is.
+
+    Args:
+        choosers: One for each front.
+        posterior: Predictions for the pool.
+        n: How many to choose.
+        evaluated: How many architectures were evaluated before: says whose turn it is.
+
+    Returns:
+        Rows of the pool.
+    """
+    if choosers[0].by_rank:
+        places = np.argsort([chooser.ranked() for chooser in choosers], axis=1)
+        return [int(row) for row in np.argsort(places.min(axis=0), kind="stable")[:n]]
+    open_ = np.ones(len(posterior.mean), dtype=np.bool_)
+    chosen: list[int] = []
+    for turn in range(min(n, len(open_))):
+        number, whose = divmod(evaluated + turn, len(choosers))
+        found = choosers[whose].worth(number, turn if len(choosers) == 1 else number)
+        row = int(np.where(open_, found, -np.inf).argmax())
+        chosen.append(row)
+        open_[row] = False
+        for chooser in choosers:
+            chooser.believe(row)
+        posterior.believe(row)
+    return chosen
+
+
 class _Chooser:
-    """Chooses a batch from a pool, one by one; what was chosen is believed to have its predicted losses.
+    """Says what each architecture of a pool is worth for one front.
 
     Args:
         settings: Of the method.
-        goal: What is wanted.
+        goal: What is wanted on this front.
         posterior: Predictions for the pool.
+        predicted: What the posterior's columns are.
         uniform: The first so many of the pool are uniform samples.
-        evaluated: How many architectures were evaluated before: says whose turn it is.
     """
 
-    def __init__(self, settings: Settings, goal: _Goal, posterior: Posterior, uniform: int, evaluated: int = 0) -> None:
+    def __init__(self, settings: Settings, goal: _Goal, posterior: Posterior, predicted: _Goal, uniform: int) -> None:
         self._settings = settings
         self._goal = goal
         self._posterior = posterior
+        self.columns = [predicted.keys.index(key) for key in goal.keys]
+        self._mean = posterior.mean[:, self.columns]
         self._uniform = uniform
-        self._evaluated = evaluated
         self._front = goal.front
         self._likely = self._promising()
         self.reference = self._reference_point()
 
-    def choose(self, n: int) -> list[int]:
-        """Rows of the pool, best first."""
-        if self._settings.acquisition == "rank":
-            return [int(row) for row in self._ranked()[:n]]
-        open_ = np.ones(len(self._posterior.mean), dtype=np.bool_)
-        chosen: list[int] = []
-        for turn in range(min(n, len(open_))):
-            niche = self._niche(self._evaluated + turn)
-            found = self._score(self._for_first(turn)) if niche is None else self._score_below(*niche)
-            score = np.where(open_, found, -np.inf)
-            row = int(score.argmax())
-            chosen.append(row)
-            open_[row] = False
-            self._believe(row)
-        return chosen
+    @property
+    def by_rank(self) -> bool:
+        """Whether means alone decide."""
+        return self._settings.acquisition == "rank"
 
-    def _ranked(self) -> NDArray[np.int64]:
+    @property
+    def _std(self) -> Floats:
+        """`k x m`: what was believed since has made them smaller."""
+        return self._posterior.std[:, self.columns]
+
+    def worth(self, number: int, turn: int) -> Floats:
+        """`k`: what each of the pool is worth.
+
+        Args:
+            number: How many evaluations of the search were for this front before: says whether a niche is looked at.
+            turn: The same for whether the first objective alone counts, which begins anew with every batch where there
+                is one front.
+        """
+        niche = self._niche(number)
+        return self._score(self._for_first(turn)) if niche is None else self._score_below(*niche)
+
+    def ranked(self) -> NDArray[np.int64]:
         """The pool in the order that measurements with the predicted means would have."""
-        mean = self._posterior.mean
+        mean = self._mean
         over = [np.maximum(mean[:, column] - bound, 0.0) / (abs(bound) or 1.0) for column, bound in self._goal.bounds]
         violations = np.sum(over, axis=0) if over else None
         return pareto.order(mean[:, : self._goal.objectives], violations)
@@ -451,11 +504,11 @@ class _Chooser:
             return None
         column = 1 + turn % others
         quantile = (turn // others * _GOLDEN) % 1.0
-        return column, float(np.quantile(self._posterior.mean[self._likely, column], quantile))
+        return column, float(np.quantile(self._mean[self._likely, column], quantile))
 
     def _score_below(self, column: int, limit: float) -> Floats:
         """Expected improvement of the first objective where another one does not exceed a limit."""
-        mean, std = self._posterior.mean, self._posterior.std
+        mean, std = self._mean, self._std
         if self._settings.acquisition == "mean":
             std = _CERTAIN * std
         inside = self._front[self._front[:, column] <= limit, 0]
@@ -465,7 +518,7 @@ class _Chooser:
         return np.asarray(expected_excess(float(best), mean[:, 0], std[:, 0]) * chance)
 
     def _score(self, first_only: bool) -> Floats:
-        goal, mean, std = self._goal, self._posterior.mean, self._posterior.std
+        goal, mean, std = self._goal, self._mean, self._std
         if self._settings.acquisition == "mean":
             std = _CERTAIN * std
         m = goal.objectives
@@ -478,7 +531,7 @@ class _Chooser:
             if first_only or column >= m:  # a bounded objective's budget is in the reference point already
                 score = score * chance_below(bound, mean[:, column], std[:, column])
         score = score * self._posterior.success
-        return score if score.max() > 0 else self._nearest(mean, self._posterior.std)
+        return score if score.max() > 0 else self._nearest(mean, self._std)
 
     def _nearest(self, mean: Floats, std: Floats) -> Floats:
         """Where no improvement is in sight: the likeliest to meet the budgets; without budgets the least known."""
@@ -487,16 +540,16 @@ class _Chooser:
         chances = [log_ndtr((bound - mean[:, column]) / std[:, column]) for column, bound in self._goal.bounds]
         return np.asarray(np.sum(chances, axis=0))
 
-    def _believe(self, row: int) -> None:
-        mean = self._posterior.mean[row]
+    def believe(self, row: int) -> None:
+        """Count a choice as found, with its predicted losses; the posterior is told by whoever chose."""
+        mean = self._mean[row]
         if all(mean[column] <= bound for column, bound in self._goal.bounds):
             self._front = np.concatenate((self._front, mean[None, : self._goal.objectives]))
-        self._posterior.believe(row)
 
     def _promising(self) -> NDArray[np.int64]:
         """Rows of those uniform samples that promise to succeed and to meet the budgets; where only a few do, the
         likeliest ones."""
-        mean, std = self._posterior.mean[: self._uniform], self._posterior.std[: self._uniform]
+        mean, std = self._mean[: self._uniform], self._std[: self._uniform]
         chance = self._posterior.success[: self._uniform].copy()
         for column, bound in self._goal.bounds:
             chance *= chance_below(bound, mean[:, column], std[:, column])
@@ -509,7 +562,7 @@ class _Chooser:
         many contradicting objectives hardly anything is better than the median in all of them; the quantile is then
         raised."""
         m = self._goal.objectives
-        mean = self._posterior.mean[self._likely, :m]
+        mean = self._mean[self._likely, :m]
         point = np.zeros(m)
         for quantile in (self._settings.reference, *_WIDER):
             point = np.quantile(mean, max(quantile, self._settings.reference), axis=0)

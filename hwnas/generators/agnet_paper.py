@@ -176,6 +176,23 @@ def ranked_columns(state: SearchState, mode: Mode) -> list[int]:
     return free or everything
 
 
+def places(state: SearchState, losses: Floats, broken: Sequence[NDArray[np.bool_]], mode: Mode) -> NDArray[np.int64]:
+    """`n` places, 0 the best, by the objectives that `ranked_columns` names; with several fronts the best on any
+    device.
+
+    Args:
+        state: What is wanted.
+        losses: `n x t` measured or predicted losses; the leading columns are all objectives.
+        broken: For each of `state.goals`: `n`, whether a row breaks a budget.
+        mode: See `ranked_columns`.
+    """
+    found = []
+    for goal, over in zip(state.goals, broken, strict=True):
+        columns = [state.objectives.index(goal.objectives[j]) for j in ranked_columns(goal, mode)]
+        found.append(positions(losses[:, columns], over))
+    return np.asarray(np.min(found, axis=0), dtype=np.int64)
+
+
 def positions(losses: Floats, broken: NDArray[np.bool_]) -> NDArray[np.int64]:
     """`n` places, 0 the best: by the sum of ranks over the columns, all that break a budget behind all others.
 
@@ -332,8 +349,8 @@ class AgNetPaper:
         rows = np.flatnonzero(~np.isnan(losses).any(axis=1))
         if not len(rows):
             return None
-        ranked = losses[rows][:, ranked_columns(state, self.settings.mode)]
-        weights = rank_weights(positions(ranked, state.violations[rows] > 0), self.settings.factor)
+        broken = [goal.violations[rows] > 0 for goal in state.goals]
+        weights = rank_weights(places(state, losses[rows], broken, self.settings.mode), self.settings.factor)
         return _Examples(
             self._dense([state.architectures[i] for i in rows]),
             torch.from_numpy(outputs.targets(losses[rows])).float(),
@@ -436,8 +453,8 @@ class AgNetPaper:
             return architectures
         predicted = self._predictor(logits, torch.from_numpy(outputs.condition)).double().numpy()
         losses = outputs.to_losses(predicted)
-        ranked = losses[:, ranked_columns(state, self.settings.mode)]
-        order = np.argsort(positions(ranked, outputs.broken(losses, state.constraints)))
+        broken = [outputs.broken(losses, goal.constraints) for goal in state.goals]
+        order = np.argsort(places(state, losses, broken, self.settings.mode))
         ordered = [architectures[i] for i in order]
         self.last_candidates = Candidates(tuple(ordered), losses[order, : outputs.objectives])
         return ordered

@@ -1,8 +1,9 @@
 """Regularised (ageing) evolution, Real et al. 2019 (arXiv 1802.01548, algorithm 1), for several objectives.
 
 Two things differ from the paper. "Better" is the order that every generator here shares (violation, Pareto rank,
-crowding), so budgets and several objectives work; and a child that was already evaluated is dropped for another
-tournament instead of being paid again. The population is the youngest part of the archive, so nothing has to be saved.
+crowding), so budgets, several objectives and several fronts work; and a child that was already evaluated is dropped for
+another tournament instead of being paid again. The population is the youngest part of the archive, so nothing has to be
+saved.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.core import pareto
 from hwnas.core.architecture import Architecture
 from hwnas.core.protocols import SearchSpace
 from hwnas.core.state import SearchState
@@ -54,7 +54,7 @@ class RegularizedEvolution:
         if len(chosen) < n and len(chosen) == founders:
             alive = np.arange(max(0, len(state.archive) - self.population), len(state.archive))
             place = np.empty(len(alive), dtype=np.int64)
-            place[pareto.order(state.losses[alive], state.violations[alive])] = np.arange(len(alive))
+            place[state.order_among(alive)] = np.arange(len(alive))
             while len(chosen) < n:
                 child = self._child(state, chosen, alive, place, rng)
                 if child is None:

@@ -6,6 +6,9 @@ state's relative violation, inf for a failure), so no loss is ever replaced by a
 
 An algorithm object cannot be saved without a pickle. It is a function of its seed and of what it was told, so that
 history is saved and replayed; a replay that asks for other offspring (another pymoo) is refused.
+
+An algorithm has one set of objectives. Where a search has several fronts it sees those of all devices together: what is
+on the front of one device is not dominated there either, unless an equal is better on another one.
 """
 
 from __future__ import annotations
@@ -207,7 +210,7 @@ class PymooEA:
         )
         founders = np.sort(state.order[: self.population])
         x = to_array([state.architectures[i] for i in founders])
-        self._advance(_Generation(0, x, state.losses[founders], state.violations[founders, None]))
+        self._advance(_Generation(0, x, state.losses[founders], _excess(state)[founders, None]))
         self._known = len(state.archive)
 
     def _build(self, setup: Mapping[str, int]) -> None:
@@ -262,7 +265,7 @@ class PymooEA:
                 len(own),
                 np.array(codes, dtype=np.int64),
                 state.losses[chosen],
-                state.violations[chosen, None],
+                _excess(state)[chosen, None],
             )
         )
         self._known = len(state.archive)
@@ -292,6 +295,12 @@ def nsga2(
 ) -> PymooEA:
     """NSGA-II (Deb et al. 2002, doi:10.1109/4235.996017) as pymoo has it."""
     return PymooEA(space, "nsga2", population=population, crossover=crossover, mutation=mutation)
+
+
+def _excess(state: SearchState) -> Floats:
+    """`n` violations, inf for failures: with several fronts a network may be feasible on one device and fail on
+    another, but an algorithm has one population, which is compared in all objectives."""
+    return np.where(np.isnan(state.losses).any(axis=1), np.inf, state.violations)
 
 
 def _find(algorithm: str) -> Any:

@@ -12,6 +12,7 @@ measurement succeeds.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -297,6 +298,15 @@ class Posterior:
     def std(self) -> Floats:
         """`k x m` standard deviations."""
         return np.sqrt(self.variance)
+
+    def about(self, columns: Sequence[int]) -> Posterior:
+        """The same predictions of some of the losses alone. What either is made to believe later, the other is not."""
+        part = copy(self)
+        part._heads = [self._heads[j] for j in columns]
+        part._whitened = [self._whitened[j] for j in columns]
+        part._removed = [list(self._removed[j]) for j in columns]
+        part.mean, part.variance = self.mean[:, list(columns)], self.variance[:, list(columns)]
+        return part
 
     def draw(self, rows: NDArray[np.int64], n: int, *, rng: np.random.Generator) -> Floats:
         """Losses that a part of the pool may turn out to have, noise included, before anything was believed.

@@ -10,19 +10,17 @@ from hwnas.report.notebook import repr_html
 from hwnas.report.page import html, write_html
 from hwnas.report.terminal import front_table, full, sentences, summary
 from hwnas.report.tojson import to_json
-from hwnas.report.view import RunView, by_weights, primary_objective, recommend
+from hwnas.report.view import Role, RunView
 
 __all__ = [
+    "Role",
     "RunView",
-    "by_weights",
     "cell_svg",
     "front_figure",
     "front_table",
     "full",
     "html",
     "hypervolume_figure",
-    "primary_objective",
-    "recommend",
     "repr_html",
     "sentences",
     "summary",

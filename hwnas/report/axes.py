@@ -92,17 +92,20 @@ class Group:
 def groups(view: RunView) -> list[Group]:
     """All points with numbers, each in one group, drawn in this order; empty groups are left out."""
     front = set(view.front)
-    special = {i for i in (view.recommended, view.knee, view.nearest) if i is not None}
+    common = None if view.common is None or view.failed[view.common] else view.common
+    special = {i for i in (view.recommended, common, view.knee, view.nearest) if i is not None}
     plain = [i for i in range(view.n) if not view.failed[i] and i not in special]
     inside = "within budget, not on the front" if view.state.constraints else "not on the front"
     over = int((~view.feasible & ~view.failed).sum())
     others = int(view.feasible.sum()) - len(front)
-    knee = [] if view.knee in (None, view.recommended) else [view.knee]
+    knee = [] if view.knee in (None, view.recommended, common) else [view.knee]
+    for_all = [] if common in (None, view.recommended) else [common]
     found = [
         Group("over budget", [i for i in plain if not view.feasible[i]], GREY, "x-thin-open", "x", 7, over),
         Group(inside, [i for i in plain if view.feasible[i] and i not in front], BLUE, "circle-open", "o", 7, others),
         Group("front", [i for i in view.front if i not in special], ORANGE, "circle", "o", 9, len(front)),
         Group("knee", [i for i in knee if i is not None], PURPLE, "diamond", "D", 11, 1),
+        Group("for all devices", [i for i in for_all if i is not None], BLUE, "hexagon", "h", 13, 1),
         Group("recommended", [] if view.recommended is None else [view.recommended], GREEN, "star", "*", 18, 1),
         Group("nearest", [] if view.nearest is None else [view.nearest], RED, "triangle-up", "^", 13, 1),
     ]

@@ -55,28 +55,42 @@ def render(figure: Figure, suffix: str, dpi: int = DPI) -> bytes:
 
 
 def front_figure(view: RunView) -> Figure:
-    """The primary objective over each other one, all evaluated points, budgets and feasible area."""
-    plots = projections(view)
-    figure = new_figure(max(6.4, 5.0 * len(plots)), 4.4)
-    every = figure.subplots(1, len(plots), squeeze=False)[0]
-    for axes, plot in zip(every, plots, strict=True):
-        _draw_front(axes, view, plot)
+    """The primary objective over each other one, all evaluated points, budgets and feasible area; with several fronts
+    a row of these for each device."""
+    rows = [(own, projections(own)) for own in view.devices.values() or (view,)]
+    wide, high = max(len(plots) for _, plots in rows), len(rows)
+    figure = new_figure(max(6.4, 5.0 * wide), 4.4 if high == 1 else 3.6 * high)
+    every = figure.subplots(high, wide, squeeze=False)
     handles: dict[str, Any] = {}
-    for axes in every:
-        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    for line, (own, plots) in zip(every, rows, strict=True):
+        for axes, plot in zip(line, plots, strict=False):
+            _draw_front(axes, own, plot)
+            handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        for axes in line[len(plots) :]:
+            axes.set_axis_off()
     if handles:
-        _legend(figure, handles, 3 * len(plots))
+        _legend(figure, handles, 3 * wide)
     return figure
 
 
 def hypervolume_figure(view: RunView) -> Figure:
-    """Hypervolume, and the best value under the budgets, over the number of evaluations."""
-    figure = new_figure(6.4, 5.0)
-    above, below = figure.subplots(2, 1, sharex=True)
+    """Hypervolume, and the best value under the budgets, over the number of evaluations; with several fronts side by
+    side for each device."""
+    columns = tuple(view.devices.values()) or (view,)
+    figure = new_figure(6.4 if len(columns) == 1 else 4.4 * len(columns), 5.0)
+    for own, (above, below) in zip(
+        columns, figure.subplots(2, len(columns), sharex=True, squeeze=False).T, strict=True
+    ):
+        _draw_progress(above, below, own)
+    return figure
+
+
+def _draw_progress(above: Axes, below: Axes, view: RunView) -> None:
     queries = np.arange(1, view.n + 1)
     above.step(queries, view.hypervolumes, where="post", color=BLUE)
     above.set_ylabel("hypervolume")
-    above.set_title(_reference(view), fontsize=8, loc="left", color="0.35")
+    told = _reference(view)
+    above.set_title(fill(told, 90 if view.device is None else 58), fontsize=8, loc="left", color="0.35")
     best = view.best_values
     below.step(queries, best, where="post", color=GREEN)
     objective = view.objective
@@ -88,7 +102,6 @@ def hypervolume_figure(view: RunView) -> Figure:
             _say(axes, "nothing evaluated yet" if view.n == 0 else "nothing feasible")
     for axes in (above, below):
         _plain(axes)
-    return figure
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -137,7 +150,7 @@ def _draw_front(axes: Axes, view: RunView, plot: Projection) -> None:
             facecolors="none" if hollow else group.colour,
             edgecolors=None if group.matplotlib == "x" else group.colour if hollow else "black",
             linewidths=0.8,
-            label=group.label,
+            label=group.label if view.device is None else group.name,  # how many differs from device to device
             zorder=4 if group.size > 8 else 3,
         )
     axes.set_xlim(left, right)
@@ -185,7 +198,7 @@ def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
 def _reference(view: RunView) -> str:
     pairs = zip(view.state.objectives, view.reference, strict=True)
     point = ", ".join(f"{heading(o.metric, o.device)} {o.value(float(x)):.4g}" for o, x in pairs)
-    return fill(f"reference point: {point} ({view.reference_note})", 90)
+    return f"reference point: {point} ({view.reference_note})"
 
 
 def _say(axes: Axes, text: str) -> None:

@@ -11,7 +11,11 @@ from hwnas.report.view import RunView
 
 
 def repr_html(view: RunView, limit: int = 12) -> str:
-    """HTML without scripts for `_repr_html_`: summary, front figure, at most `limit` rows of the front."""
+    """HTML without scripts for `_repr_html_`: summary, front figure, at most `limit` rows of the front; with several
+    fronts these of each device, then what is to be said of all."""
+    if view.devices:
+        own = "".join(repr_html(each, limit) for each in view.devices.values())
+        return f"<div>{own}<p>{escape(' '.join(sentences(view)))}</p></div>"
     rows = list(view.front) or ([view.nearest] if view.nearest is not None else [])
     shown = sorted(rows, key=lambda i: (not marks(view, i), rows.index(i)))[:limit]
     heads = "".join(f"<th>{escape(view.title(column))}</th>" for column in view.columns)

@@ -14,7 +14,7 @@ from hwnas.core.wording import certainty, known, provenance
 from hwnas.report.axes import groups
 from hwnas.report.cells import cell_svg
 from hwnas.report.plots import every_plot
-from hwnas.report.terminal import marks, sentences
+from hwnas.report.terminal import COMMON, STAR, listed, marks, sentences
 from hwnas.report.tojson import plain
 from hwnas.report.view import Column, RunView
 
@@ -45,7 +45,7 @@ def html(view: RunView) -> str:
         f"<title>{escape(title)}</title><style>{_own('page.css')}</style></head><body>",
         f'<header><h1>{escape(title)}</h1><button id="theme" type="button">light / dark</button></header>',
         *_result(view),
-        *_front(view),
+        *_fronts(view),
         *_progress(view),
         *_front_table(view),
         *_failures(view),
@@ -62,13 +62,12 @@ def page_title(view: RunView) -> str:
     """What the run was about, e.g. "validation error and latency on edgegpu"."""
     names = [known(o.metric).title + (f" on {o.device}" if o.device else "") for o in view.state.objectives]
     data = view.config.get("dataset")
-    listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-    return listed + (f", {data}" if isinstance(data, str) else "")
+    return listed(names) + (f", {data}" if isinstance(data, str) else "")
 
 
 def page_data(view: RunView) -> dict[str, Any]:
     """What the page's script shows beside the plots: every architecture with its numbers, and the drawings."""
-    names = {i: group.name for group in groups(view) for i in group.indices}
+    names = _several_roles(view) if view.devices else {i: g.name for g in groups(view) for i in g.indices}
     drawings: dict[str, int] = {}
     drawn = set(view.front) | set(range(min(view.n, MAX_DRAWINGS)))
     points = []
@@ -86,7 +85,7 @@ def page_data(view: RunView) -> dict[str, Any]:
                 "svg": svg,
             }
         )
-    start = view.recommended if view.recommended is not None else view.nearest
+    start = next((i for i in (view.recommended, view.nearest) if i is not None), None)
     columns = [{"title": view.title(column)} for column in view.columns]
     return {
         "start": start if start is not None else (0 if view.n else None),
@@ -95,6 +94,16 @@ def page_data(view: RunView) -> dict[str, Any]:
         "points": points,
         "svgs": list(drawings),
     }
+
+
+def _several_roles(view: RunView) -> dict[int, str]:
+    """What each architecture is on each device, in words."""
+    told: dict[int, list[str]] = {}
+    for device, own in view.devices.items():
+        for group in groups(own):
+            for index in group.indices:
+                told.setdefault(index, []).append(f"{device}: {group.name}")
+    return {index: "; ".join(words) for index, words in told.items()}
 
 
 def facts_table(facts: Mapping[str, Any]) -> str:
@@ -116,58 +125,89 @@ def _value(view: RunView, index: int, column: Column) -> dict[str, str | float |
 
 
 def _result(view: RunView) -> list[str]:
-    kind = "result" if view.recommended is not None else "result none"
-    mark = "★ " if view.recommended is not None else ""
+    own = [_paragraph(each) for each in view.devices.values()]
     sources = "".join(
         f"<li>{escape(view.title(column))}: <strong>{escape(view.sources[column])}</strong></li>"
         for column in view.columns
     )
-    return [f'<p class="{kind}">{mark}{escape(" ".join(sentences(view)))}</p><ul class="sources">{sources}</ul>']
+    return [*own, _paragraph(view), f'<ul class="sources">{sources}</ul>']
 
 
-def _front(view: RunView) -> list[str]:
-    figures = [name for name in every_plot(view) if name.startswith(("front", "parallel"))]
-    places = "".join(_place(name, "all evaluated architectures") for name in figures)
+def _paragraph(view: RunView) -> str:
+    kind = "result" if view.recommended is not None else "result none"
+    star = COMMON if view.devices else STAR
+    mark = f"{star} " if view.recommended is not None else ""
+    name = f"<strong>{escape(view.device)}</strong>: " if view.device else ""
+    return f'<p class="{kind}">{mark}{name}{escape(" ".join(sentences(view)))}</p>'
+
+
+def _fronts(view: RunView) -> list[str]:
+    """The plots of the front, or one heading and its plots after the other for each device, beside the panel."""
+    places = "".join(
+        (f"<h3>on {escape(own.device)}</h3>" if own.device else "")
+        + "".join(
+            _place(f"{prefix}{name}", f"all evaluated architectures{f' on {own.device}' if own.device else ''}")
+            for name in every_plot(own)
+            if name.startswith(("front", "parallel"))
+        )
+        for prefix, own in _each(view)
+    )
     panel = '<aside class="panel" id="panel" aria-live="polite" aria-label="one architecture"></aside>'
     hint = "Point at an architecture to see it; click to keep it."
-    if len(view.state.objectives) > 2:
+    if any(len(own.state.objectives) > 2 for _, own in _each(view)):
         hint += " In the parallel coordinates, drag along an axis to keep a range; orange lines are the front."
     return [
-        "<h2>Front</h2>",
+        f"<h2>{'Fronts' if view.devices else 'Front'}</h2>",
         f'<p class="sources">{hint}</p>',
         f'<div class="columns"><div>{places}</div>{panel if view.n else ""}</div>',
     ]
 
 
+def _each(view: RunView) -> list[tuple[str, RunView]]:
+    """Every view with a front of its own, and what the ids of its plots begin with."""
+    return [(f"device-{k}-", own) for k, own in enumerate(view.devices.values())] or [("", view)]
+
+
 def _progress(view: RunView) -> list[str]:
+    parts = [part for prefix, own in _each(view) for part in _progress_of(own, prefix)]
+    return ["<h2>Progress</h2>", *parts] if parts else []
+
+
+def _progress_of(view: RunView, prefix: str) -> list[str]:
     if not view.feasible.any():
         return []
+    where = f"{escape(view.device)}: hypervolume" if view.device else "Hypervolume"
     point = ", ".join(
         f"{view.title((o.metric, o.device))} = {o.value(float(x)):.5g}"
         for o, x in zip(view.state.objectives, view.reference, strict=True)
     )
-    places = _place("hypervolume", "hypervolume over evaluations", low=True) + _place(
-        "best", "best value over evaluations", low=True
+    places = _place(f"{prefix}hypervolume", "hypervolume over evaluations", low=True) + _place(
+        f"{prefix}best", "best value over evaluations", low=True
     )
     return [
-        "<h2>Progress</h2>",
-        f'<p class="sources">Hypervolume {view.hypervolumes[-1]:.6g} with the reference point {escape(point)} '
+        f'<p class="sources">{where} {view.hypervolumes[-1]:.6g} with the reference point {escape(point)} '
         f"({escape(view.reference_note)}); only architectures within all budgets count.</p>",
         f'<div class="halves">{places}</div>',
     ]
 
 
 def _front_table(view: RunView) -> list[str]:
-    rows = view.front or (() if view.nearest is None else (view.nearest,))
+    rows = view.shown or (() if view.nearest is None else (view.nearest,))
     if not rows:
         return []
     heads = "".join(
         f'<th scope="col"{" class=n" if number else ""}><button type="button">{escape(name)}</button></th>'
         for name, number in [("", False), ("query", True), *((view.title(c), True) for c in view.columns)]
     )
+    if view.devices:
+        heads += "".join(
+            f'<th scope="col"><button type="button">{name}</button></th>' for name in ("on the front of", "best for")
+        )
     heads += '<th scope="col"><button type="button">architecture</button></th>'
     body = "".join(_front_row(view, index) for index in rows)
     title = "Architectures on the front" if view.front else "Nearest to the budgets"
+    if view.devices and view.front:
+        title = "Architectures on a front, and the one for all devices"
     return [
         f"<h2>{title} ({len(rows)})</h2>",
         f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>',
@@ -186,6 +226,9 @@ def _front_row(view: RunView, index: int) -> str:
         sure = "" if row is None else f' title="{escape(certainty(row))}"'
         text = escape(view.value_text(index, column, unit=False))
         cells.append(f'<td class="n" data-value="{raw}"{sure}>{text}</td>')
+    if view.devices:
+        role = view.role(index)
+        cells += [f"<td>{escape(', '.join(devices))}</td>" for devices in (role.fronts, role.recommended)]
     cells.append(f"<td><code>{escape(view.texts[index])}</code></td>")
     return f'<tr data-index="{index}">{"".join(cells)}</tr>'
 

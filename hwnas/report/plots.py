@@ -33,7 +33,11 @@ Figure = dict[str, Any]
 
 
 def every_plot(view: RunView) -> dict[str, Figure]:
-    """All interactive plots by the id of the page's element they belong to."""
+    """All interactive plots by the id of the page's element they belong to; with several fronts those of each device,
+    with its place among them in front."""
+    if view.devices:
+        each = enumerate(view.devices.values())
+        return {f"device-{k}-{name}": figure for k, own in each for name, figure in every_plot(own).items()}
     found = {f"front-{k}": front_plot(view, plot) for k, plot in enumerate(projections(view))}
     if len(view.state.objectives) > 2 and not view.failed.all():
         found["parallel"] = parallel_plot(view)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +14,11 @@ from rich.text import Text
 
 from hwnas.core.measurement import Measurement, Source
 from hwnas.core.metrics import CLASSES
+from hwnas.core.recommending import undecided
 from hwnas.core.wording import known, percent, quantity
-from hwnas.report.view import Column, RunView, undecided
+from hwnas.report.view import Column, RunView
 
-STAR, KNEE, NEAREST = "★", "◆", "≈"
+STAR, KNEE, NEAREST, COMMON = "★", "◆", "≈", "●"
 _HARDLY = 1.5  # times as often right as guessing
 
 
@@ -77,17 +78,23 @@ class FittingTable:
 def summary(view: RunView) -> RenderableType:
     """What came out, in one paragraph: best under budget, runner-up, distance to the budget, knee, ledger."""
     colour = "green" if view.recommended is not None else "yellow"
-    return Panel(Text(" ".join(sentences(view))), title="result", title_align="left", border_style=colour)
+    title = "one network for all devices" if view.devices else f"result on {view.device}" if view.device else "result"
+    return Panel(Text(" ".join(sentences(view))), title=title, title_align="left", border_style=colour)
 
 
 def full(view: RunView) -> RenderableType:
-    """Table, as wide as the terminal allows, and summary together."""
+    """Table, as wide as the terminal allows, and summary together; with several fronts one of each, then what is
+    to be said of all devices."""
+    if view.devices:
+        return Group(*map(full, view.devices.values()), summary(view))
     return Group(FittingTable(view), summary(view))
 
 
 def marks(view: RunView, index: int) -> str:
-    """ "★" for the recommended architecture, "◆" for the knee, "≈" for the nearest infeasible one."""
-    pairs = ((STAR, view.recommended), (KNEE, view.knee), (NEAREST, view.nearest))
+    """ "★" for the recommended architecture, "◆" for the knee, "≈" for the nearest infeasible one, "●" for the one that
+    is recommended for all devices, where there are several fronts."""
+    recommended, common = (None, view.recommended) if view.devices else (view.recommended, view.common)
+    pairs = ((STAR, recommended), (KNEE, view.knee), (NEAREST, view.nearest), (COMMON, common))
     return "".join(mark for mark, marked in pairs if marked == index)
 
 
@@ -95,7 +102,10 @@ def legend(view: RunView, columns: Sequence[Column]) -> list[str]:
     """What the marks mean and, for each column, where its numbers come from and how sure they are."""
     lines = []
     if view.recommended is not None:
-        lines.append(f"{STAR} recommended" + (f"   {KNEE} knee" if view.knee is not None else ""))
+        knee = f"   {KNEE} knee" if view.knee is not None else ""
+        lines.append(
+            f"{STAR} recommended{knee}" + (f"   {COMMON} for all devices" if view.common in view.front else "")
+        )
     if view.nearest is not None:
         lines.append(f"{NEAREST} misses a budget by least")
     shown = view.recommended if view.recommended is not None else view.nearest
@@ -107,14 +117,17 @@ def legend(view: RunView, columns: Sequence[Column]) -> list[str]:
 
 
 def sentences(view: RunView) -> list[str]:
-    """The summary, sentence by sentence; all numbers with units."""
+    """The summary, sentence by sentence; all numbers with units. Of a view with several fronts: what is to be said of
+    all devices; what each has is in its own view's."""
+    if view.devices:
+        return _portfolio(view)
     state = view.state
     budgets = " and ".join(str(c) for c in state.constraints)
     if view.n == 0:
-        return ["Nothing was evaluated yet.", *_ledger(view)]
-    told = _stopped(view)
+        return ["Nothing was evaluated yet.", *_whole_run(view)]
+    told = [] if view.device is not None else _stopped(view)
     if view.recommended is None:
-        return [*told, *_nothing_feasible(view, budgets), *_failures(view), *view.notes, *_ledger(view)]
+        return [*told, *_nothing_feasible(view, budgets), *_failures(view), *_whole_run(view)]
     column = (view.objective.metric, view.objective.device)
     if undecided(state):
         why = "the knee of the front" if view.by_knee else f"the best of the front by the weights {_weights(view)}"
@@ -134,7 +147,41 @@ def sentences(view: RunView) -> list[str]:
     if view.knee not in (None, view.recommended):
         told.append(f"Knee of the front: {_values(view, view.knee)} (query {view.knee + 1}).")
     told.append(f"{int(view.feasible.sum())} of {view.n} evaluated are feasible, {len(view.front)} on the front.")
-    return [*told, *_split(view), *_predicted(view), *_failures(view), *view.notes, *_ledger(view)]
+    return [*told, *_split(view), *_predicted(view), *_failures(view), *_whole_run(view)]
+
+
+def listed(words: Iterable[str]) -> str:
+    """Words as in a sentence: "a, b and c"."""
+    every = list(words)
+    return " and ".join(filter(None, [", ".join(every[:-1]), every[-1]]))
+
+
+def _whole_run(view: RunView) -> list[str]:
+    """What is said once of a run, not of each device."""
+    return [] if view.device is not None else [*view.notes, *_ledger(view)]
+
+
+def _portfolio(view: RunView) -> list[str]:
+    """The one network for all devices, and how far it is behind what each could have."""
+    chosen, every = view.portfolio, listed(view.devices)
+    if chosen is None:
+        if view.n == 0:
+            return ["Nothing was evaluated yet.", *_whole_run(view)]
+        return [*_stopped(view), f"No evaluated network has its numbers on {every}.", *_whole_run(view)]
+    named = f"{_values(view, chosen.index)} ({view.texts[chosen.index]}, query {chosen.index + 1})"
+    behind = "; ".join(chosen.told(device) for device in view.devices)
+    if not chosen.admissible:
+        told = [
+            *_stopped(view),
+            f"No evaluated network meets the budgets of {every} together.",
+            f"Nearest: {named}.",
+            f"It is {behind}.",
+        ]
+        return [*told, *_whole_run(view)]
+    fronts = view.role(chosen.index).fronts
+    where = f"It is on the front of {listed(fronts)}." if fronts else "It is on no device's own front."
+    told = [*_stopped(view), f"To ship one network to {every}: {named}.", f"It is {behind}."]
+    return [*told, "No other evaluated network has a smaller largest regret.", where, *_whole_run(view)]
 
 
 def _stopped(view: RunView) -> list[str]:
@@ -211,7 +258,7 @@ def _split(view: RunView) -> list[str]:
 
 def _table_title(view: RunView, total: int, shown: int) -> str:
     budgets = ", ".join(str(c) for c in view.state.constraints)
-    where = f" with {budgets}" if budgets else ""
+    where = (f" on {view.device}" if view.device else "") + (f" with {budgets}" if budgets else "")
     if view.n == 0:
         return f"Front{where}: nothing evaluated yet"
     if not view.front:

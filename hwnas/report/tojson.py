@@ -20,7 +20,17 @@ def to_json(view: RunView) -> dict[str, Any]:
     objectives, budgets, weights, feasible, recommended, nearest, knee, runner_up, front, hypervolume, failures,
     measured (by device: noise floor, retests), ledger, config, command, versions, created. Architectures carry all
     their metrics, by column: value, unit, source, context, interval, status.
+
+    With several fronts also: fronts (by device: objectives, budgets, weights, feasible, recommended, nearest, knee,
+    runner_up, front, hypervolume, failures) and portfolio (by device the regret or the violation, and its sentence).
+    There, front is the union of the fronts, recommended the one network for all devices, and architectures say which
+    fronts they are on.
     """
+    several = {"fronts": {name: _goal(each) for name, each in view.devices.items()}, "portfolio": _portfolio(view)}
+    return {**_run(view), **(several if view.devices else {})}
+
+
+def _run(view: RunView) -> dict[str, Any]:
     state = view.state
     return {
         "schema": SCHEMA,
@@ -30,6 +40,20 @@ def to_json(view: RunView) -> dict[str, Any]:
         "queries": state.queries,
         "space": state.space,
         "seed": state.seed,
+        **_goal(view),
+        "measured": plain(view.measured),
+        "ledger": view.ledger.to_json(),
+        "config": plain(view.config),
+        "command": view.command,
+        "versions": dict(view.versions),
+        "created": view.created,
+    }
+
+
+def _goal(view: RunView) -> dict[str, Any]:
+    """What was wanted and what was found, on one device or of the whole run."""
+    state = view.state
+    return {
         "objectives": [
             {"metric": o.metric, "device": o.device, "goal": o.goal, "unit": METRICS[o.metric].unit}
             for o in state.objectives
@@ -47,18 +71,30 @@ def to_json(view: RunView) -> dict[str, Any]:
         "knee": _maybe(view, view.knee),
         "runner_up": _maybe(view, view.runner_up),
         "front": [architecture(view, i) for i in view.front],
-        "hypervolume": {
+        # volumes of several fronts have no common unit: each front has its own
+        "hypervolume": None
+        if view.devices
+        else {
             "value": float(view.hypervolumes[-1]) if view.n else 0.0,
             "reference": [float(x) for x in view.reference],
             "reference_note": view.reference_note,
         },
         "failures": dict(view.statuses),
-        "measured": plain(view.measured),
-        "ledger": view.ledger.to_json(),
-        "config": plain(view.config),
-        "command": view.command,
-        "versions": dict(view.versions),
-        "created": view.created,
+    }
+
+
+def _portfolio(view: RunView) -> dict[str, Any] | None:
+    chosen = view.portfolio
+    if chosen is None:
+        return None
+    return {
+        **architecture(view, chosen.index),
+        "admissible": chosen.admissible,
+        "regret_of": chosen.metric or "compromise",
+        "relative": chosen.relative,
+        "regrets": dict(chosen.regrets),
+        "violations": dict(chosen.violations),
+        "told": {device: chosen.told(device) for device in view.devices},
     }
 
 
@@ -79,8 +115,14 @@ def architecture(view: RunView, index: int) -> dict[str, Any]:
         "feasible": bool(view.feasible[index]),
         "violation": violation if math.isfinite(violation) else None,
         "recommended": index == view.recommended,
+        **(_role(view, index) if view.devices else {}),
         "metrics": {row.column: _metric(row) for row in view.state.archive[index].measurements},
     }
+
+
+def _role(view: RunView, index: int) -> dict[str, Any]:
+    role = view.role(index)
+    return {"fronts": list(role.fronts), "recommended_on": list(role.recommended), "portfolio": role.portfolio}
 
 
 def _metric(row: Measurement) -> dict[str, Any]:

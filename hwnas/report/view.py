@@ -23,6 +23,16 @@ from hwnas.core.ledger import Ledger
 from hwnas.core.measurement import Measurement
 from hwnas.core.objective import Objective
 from hwnas.core.protocols import SearchSpace
+from hwnas.core.recommending import (
+    Portfolio,
+    by_weights,
+    portfolio,
+    presented,
+    primary_objective,
+    recommend,
+    undecided,
+    weights_of,
+)
 from hwnas.core.state import Evaluation, SearchState
 from hwnas.core.stopping import Stopped, StopRule
 from hwnas.core.wording import certainty, digits, heading, known, provenance, quantity
@@ -31,12 +41,31 @@ from hwnas.optional import version
 Floats = NDArray[np.float64]
 Column = tuple[str, str | None]  # metric, device
 
+_OWN_REFERENCE = "worst value of this run plus 10 % of its range; not comparable between runs"
 _DISTRIBUTIONS = ("numpy", "torch", "pymoo", "moocore", "onnx", "onnxruntime", "plotly", "matplotlib")
+
+
+@dataclass(frozen=True)
+class Role:
+    """What an architecture is in a search with several fronts.
+
+    Attributes:
+        fronts: Devices whose front it is on.
+        recommended: Devices that it is recommended for.
+        portfolio: Whether it is the one for all devices, and meets their budgets.
+    """
+
+    fronts: tuple[str, ...]
+    recommended: tuple[str, ...]
+    portfolio: bool
 
 
 @dataclass(frozen=True)
 class RunView:
     """A search, finished or not, as its report shows it. `RunView.of` builds one.
+
+    Where a search has a front for each of several devices, `devices` has a view of each; the view itself is about all
+    of them: its front is their union, and what it recommends is the one network for all.
 
     Attributes:
         state: Everything measured.
@@ -54,6 +83,8 @@ class RunView:
         measured: For each device that was measured on here: what it is and how well its figures repeat.
         weights: Importance of each objective, where the user gave some.
         rule: By which the search may end before its queries are spent; None for never.
+        device: The device whose front this is, in a view of a search that has several.
+        common: There, the archive index of the one network for all devices.
     """
 
     state: SearchState
@@ -71,6 +102,8 @@ class RunView:
     measured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     weights: tuple[float, ...] | None = None
     rule: StopRule | None = None
+    device: str | None = None
+    common: int | None = None
 
     @classmethod
     def of(
@@ -123,15 +156,64 @@ class RunView:
             versions=dict(versions) if versions is not None else installed_versions(),
             created=created or datetime.now(UTC).isoformat(timespec="seconds"),
             reference=point,
-            reference_note=(
-                "worst value of this run plus 10 % of its range; not comparable between runs" if own else "given"
-            ),
+            reference_note=_OWN_REFERENCE if own else "given",
             run=run,
             notes=tuple(notes),
             measured={name: _repeatability(told) for name, told in (measured or {}).items()},
             weights=None if weights is None else tuple(weights),
             rule=rule,
         )
+
+    @cached_property
+    def devices(self) -> Mapping[str, RunView]:
+        """For each device with a front of its own a view of that: with the numbers of no other one of them. Empty where
+        there is one front."""
+        return {device: self._on(device, goal) for device, goal in self.state.by_device.items()}
+
+    def _on(self, device: str, goal: SearchState) -> RunView:
+        others = set(self.state.front_devices) - {device}
+        goal = replace(
+            goal,
+            archive=tuple(
+                replace(e, measurements=tuple(row for row in e.measurements if row.context.device not in others))
+                for e in goal.archive
+            ),
+        )
+        columns = [self.state.objectives.index(objective) for objective in goal.objectives]
+        own = self.reference_note == _OWN_REFERENCE
+        return replace(
+            self,
+            state=goal,
+            reference=pareto.reference_point(goal.losses) if own else self.reference[columns],
+            measured={name: told for name, told in self.measured.items() if name not in others},
+            weights=None if self.weights is None else weights_of(self.state, goal, self.weights),
+            device=device,
+            common=self.recommended,
+        )
+
+    @cached_property
+    def portfolio(self) -> Portfolio | None:
+        """The one architecture for all devices that have fronts; None where there is one front, or none has all
+        numbers."""
+        return portfolio(self.state, self.weights) if self.state.front_devices and self.n else None
+
+    @cached_property
+    def shown(self) -> tuple[int, ...]:
+        """Archive indices that lists and exports hold: see `core.recommending.presented`."""
+        return presented(self.state, self.weights)
+
+    def role(self, index: int) -> Role:
+        """What an architecture of the archive is, where there are several fronts."""
+        return Role(
+            tuple(device for device, view in self.devices.items() if index in view.front),
+            tuple(device for device, view in self.devices.items() if index == view.recommended),
+            bool(self.devices) and index == self.recommended,
+        )
+
+    @property
+    def answered(self) -> bool:
+        """Whether something meets the budgets; with several fronts, those of each device."""
+        return all(view.recommended is not None for view in self.devices.values() or (self,))
 
     @property
     def n(self) -> int:
@@ -207,18 +289,18 @@ class RunView:
 
     @cached_property
     def weighted(self) -> int | None:
-        """Archive index of the front's best by the weights; None without weights or front."""
-        return None if self.weights is None else by_weights(self.state, self.weights)
+        """Archive index of the front's best by the weights; None without weights or front, or with several fronts."""
+        return None if self.weights is None or self.devices else by_weights(self.state, self.weights)
 
     @property
     def by_knee(self) -> bool:
         """Whether the knee is what is recommended."""
-        return self.weights is None and undecided(self.state)
+        return self.weights is None and not self.devices and undecided(self.state)
 
     @cached_property
     def runner_up(self) -> int | None:
         """The next best after the recommended one by what recommended it, or None; a knee has no second."""
-        if self.recommended is None or self.by_knee:
+        if self.recommended is None or self.by_knee or self.devices:
             return None
         if self.weights is not None and undecided(self.state):
             return by_weights(self.state, self.weights, place=1)
@@ -228,7 +310,10 @@ class RunView:
 
     @cached_property
     def nearest(self) -> int | None:
-        """Where nothing is feasible: the archive index that misses the budgets by least; None where all failed."""
+        """Where nothing is feasible (with several fronts: on all devices at once): the archive index that misses the
+        budgets by least; None where all failed."""
+        if self.devices:
+            return None if self.portfolio is None or self.portfolio.admissible else self.portfolio.index
         if self.feasible.any():
             return None
         return picking.nearest_to_feasible(self.state.losses, self.state.violations)
@@ -236,7 +321,7 @@ class RunView:
     @cached_property
     def knee(self) -> int | None:
         """Archive index of the front's knee; None for fronts of fewer than three points or one objective."""
-        if len(self.front) < 3 or len(self.state.objectives) < 2:
+        if self.devices or len(self.front) < 3 or len(self.state.objectives) < 2:
             return None
         return self.front[picking.knee(self.state.losses[list(self.front)])]
 
@@ -311,57 +396,6 @@ class RunView:
 def find(evaluation: Evaluation, column: Column) -> Measurement | None:
     """The measurement of a (metric, device) in one evaluation, or None."""
     return evaluation.find(*column)
-
-
-def primary_objective(state: SearchState) -> int:
-    """Index of the objective that 'best' is about: the first without a budget of its own, else the first.
-
-    With the objectives latency and error and a latency budget, the best is the one of least error.
-    """
-    bounded = {(c.metric, c.device) for c in state.constraints}
-    free = [j for j, o in enumerate(state.objectives) if (o.metric, o.device) not in bounded]
-    return free[0] if free else 0
-
-
-def undecided(state: SearchState) -> bool:
-    """Whether there are several objectives and no budget that says which of them is left to improve."""
-    return not state.constraints and len(state.objectives) > 1
-
-
-def by_weights(state: SearchState, weights: Sequence[float], place: int = 0) -> int | None:
-    """Archive index of the front's best (place 0), second best (1), ... by importances of the objectives.
-
-    Args:
-        state: The search.
-        weights: `m` numbers above 0.
-        place: Which one.
-
-    Returns:
-        None where the front has none of that place.
-    """
-    front = state.front_indices
-    if place >= len(front):
-        return None
-    values = picking.asf_values(state.losses[front], weights)
-    return int(front[np.argsort(values, kind="stable")[place]])
-
-
-def recommend(state: SearchState, weights: Sequence[float] | None = None) -> int | None:
-    """Archive index of the architecture to take.
-
-    With budgets, or with one objective: the best feasible one in the primary objective. Without any budget and
-    with several objectives: the front's best by `weights`, where there are some, else its knee, since the best in one
-    objective alone ignores the others.
-
-    Returns:
-        None where nothing is feasible.
-    """
-    front = state.front_indices
-    if len(front) and undecided(state):
-        if weights is not None:
-            return by_weights(state, weights)
-        return int(front[picking.knee(state.losses[front])])
-    return picking.best_under_budget(state.losses, state.violations, primary_objective(state))
 
 
 def hypervolume_curve(losses: Floats, feasible: NDArray[np.bool_], reference: Floats) -> Floats:

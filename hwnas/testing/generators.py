@@ -15,6 +15,7 @@ import json
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,13 @@ from hwnas.core.objective import Constraint, Objective
 from hwnas.core.protocols import Generator, SearchSpace
 from hwnas.core.state import SearchState
 from hwnas.spaces.codes import every, sample
-from hwnas.testing.toy import DEVICE, ToyEvaluator, ToySpace
+from hwnas.testing.toy import DEVICE, PHONE, ToyEvaluator, ToySpace
 
 Rule = Callable[[Architecture, str], bool]
 
 OBJECTIVES = (Objective("val_error_pct"), Objective("latency_ms", DEVICE))
 WANTED = (("val_error_pct", None), ("latency_ms", DEVICE))
+PHONE_LATENCY = Objective("latency_ms", PHONE)
 
 
 def nothing_fails(architecture: Architecture, metric: str) -> bool:
@@ -41,20 +43,24 @@ def nothing_fails(architecture: Architecture, metric: str) -> bool:
     return False
 
 
-def answer(architectures: Sequence[Architecture], fails: Rule = nothing_fails) -> list[Measurement]:
+def answer(
+    architectures: Sequence[Architecture],
+    fails: Rule = nothing_fails,
+    wanted: Sequence[tuple[str, str | None]] = WANTED,
+) -> list[Measurement]:
     """Planted measurements of `OBJECTIVES`; those that `fails(architecture, metric)` names become failures."""
     return [
         Measurement.failed(row.architecture, row.metric, row.context, Status.CRASHED, "planted failure")
         if fails(row.architecture, row.metric)
         else row
-        for row in ToyEvaluator().evaluate(architectures, WANTED)
+        for row in ToyEvaluator().evaluate(architectures, wanted)
     ]
 
 
-def truth() -> NDArray[np.float64]:
-    """`81 x 2` planted losses of the whole toy space, nan where not measurable."""
-    evaluator = ToyEvaluator()
-    return np.array([[evaluator.truth(a, metric) for metric, _ in WANTED] for a in every(ToySpace())])
+def truth(device: str = DEVICE) -> NDArray[np.float64]:
+    """`81 x 2` planted losses of the whole toy space, error and latency on a device; nan where not measurable."""
+    evaluator, metrics = ToyEvaluator(), [metric for metric, _ in WANTED]
+    return np.array([[evaluator.truth(a, metric, device) for metric in metrics] for a in every(ToySpace())])
 
 
 def through_json(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +126,8 @@ class GeneratorSuite:
     ) -> SearchState:
         """One step: propose, evaluate, tell, update; the proposals are checked."""
         proposed = self.checked(state, generator, n)
-        state = state.tell(answer(proposed, fails))
+        wanted = [(objective.metric, objective.device) for objective in state.objectives]
+        state = state.tell(answer(proposed, fails, wanted))
         generator.update(state, rng=state.rng("update"))
         return state
 
@@ -144,11 +151,18 @@ class GeneratorSuite:
         steps: int = 4,
         latency_budget: float | None = None,
         fails: Rule = nothing_fails,
+        several: bool = False,
     ) -> tuple[SearchState, Generator]:
         state, generator = self.start(seed=seed, latency_budget=latency_budget), self.make(self.space())
+        if several:
+            state = self.for_two_devices(state)
         for _ in range(steps):
             state = self.advance(state, generator, self.batch, fails)
         return state, generator
+
+    def for_two_devices(self, state: SearchState) -> SearchState:
+        """The same search with a front for each of two devices."""
+        return replace(state, objectives=(*OBJECTIVES, PHONE_LATENCY), front_devices=(DEVICE, PHONE))
 
     # -- proposals -------------------------------------------------------------------------------------------
 
@@ -300,16 +314,47 @@ class GeneratorSuite:
     def test_it_is_no_worse_than_uniform_proposals(self) -> None:
         """By a wide margin: on average at least 0.9 of the volume that as many uniform proposals dominate."""
         table = truth()
-        low, high = np.nanmin(table, axis=0), np.nanmedian(table, axis=0)
-
-        def volume(losses: NDArray[np.float64]) -> float:
-            return pareto.hypervolume((losses - low) / (high - low), (1.0, 1.0))
-
         ours, uniform = [], []
         for seed in self.seeds:
             state, _ = self.run(seed=seed, steps=self.steps)
-            ours.append(volume(state.losses))
-            rng = np.random.default_rng(seed)
-            drawn = [rng.choice(len(table), size=len(state.archive), replace=False) for _ in range(10)]
-            uniform.append(np.mean([volume(table[rows]) for rows in drawn]))
+            ours.append(_volume(state.losses, table))
+            uniform.append(_uniform_volume(table, len(state.archive), seed))
         assert float(np.mean(ours)) >= 0.9 * float(np.mean(uniform))
+
+    # -- several fronts ---------------------------------------------------------------------------------------
+
+    def test_several_fronts_are_searched_reproducibly_and_through_failures(self) -> None:
+        """Each device fails for networks that the other one can run."""
+        whole, _ = self.run(steps=6, several=True)
+        for goal in whole.goals:
+            assert np.isnan(goal.losses).any(axis=1).sum() < len(whole.archive)
+            assert len(goal.front_indices)
+        state, generator = self.for_two_devices(self.start()), self.make(self.space())
+        for _ in range(6):
+            restored = self.make(self.space())
+            restored.load_state_dict(through_json(generator.state_dict()))
+            generator = restored
+            state = self.advance(state, generator, self.batch)
+        assert state.architectures == whole.architectures
+
+    def test_no_front_of_several_is_given_up_for_another(self) -> None:
+        """On each device at least 0.85 of the volume that as many uniform proposals dominate."""
+        states = [self.run(seed=seed, steps=self.steps, several=True)[0] for seed in self.seeds[:3]]
+        for device in (DEVICE, PHONE):
+            table = truth(device)
+            ours = [_volume(state.by_device[device].losses, table) for state in states]
+            uniform = [_uniform_volume(table, len(state.archive), state.seed) for state in states]
+            assert float(np.mean(ours)) >= 0.85 * float(np.mean(uniform)), device
+
+
+def _volume(losses: NDArray[np.float64], table: NDArray[np.float64]) -> float:
+    """Hypervolume up to the medians of all planted losses, which are the unit of each axis."""
+    low, high = np.nanmin(table, axis=0), np.nanmedian(table, axis=0)
+    return pareto.hypervolume((losses - low) / (high - low), (1.0, 1.0))
+
+
+def _uniform_volume(table: NDArray[np.float64], n: int, seed: int) -> float:
+    """What `n` uniform proposals dominate on average."""
+    rng = np.random.default_rng(seed)
+    drawn = [rng.choice(len(table), size=n, replace=False) for _ in range(10)]
+    return float(np.mean([_volume(table[rows], table) for rows in drawn]))

@@ -28,6 +28,7 @@ OPS = ("skip", "conv", "pool")
 EDGES = ((0, 1), (0, 3), (1, 2), (2, 5), (3, 4), (4, 5))
 DATASET = "toy"
 DEVICE = "toybox"
+PHONE = "toyphone"  # a second device, with another taste
 _CHANNELS, _CLASSES, _SIDE = 4, 3, 8
 _CONV = 1
 
@@ -123,9 +124,10 @@ def onnx_of(module: Any, batch: int = 1) -> onnx.ModelProto:
 class ToyEvaluator:
     """Planted objectives, equal for architectures that compute the same function.
 
-    Answers val_error_pct, params_m and macs_m anywhere, latency_ms and energy_mj on the device "toybox".
-    Error falls with convolutions and latency grows with them. Networks with three or four pools cannot be
-    measured on the device: status `not_measured`, no number.
+    Answers val_error_pct, params_m and macs_m anywhere, latency_ms and energy_mj on the device "toybox", latency_ms on
+    the device "toyphone". Error falls with convolutions and latency on the first device grows with them; networks with
+    three or four pools cannot be measured there: status `not_measured`, no number. On the other it grows with pools
+    instead, and networks of four convolutions cannot be measured.
 
     Attributes:
         asked: Every (architecture, metric) that was paid, in order.
@@ -142,8 +144,8 @@ class ToyEvaluator:
             return Context(Source.TABLE, dataset=DATASET, split="val", origin="toy")
         if metric in ("params_m", "macs_m") and device is None:
             return Context(Source.MEASURED, runtime="count", dataset=DATASET)
-        if metric in ("latency_ms", "energy_mj") and device == DEVICE:
-            return Context(Source.TABLE, device=DEVICE, precision="fp32", batch=1, dataset=DATASET, origin="toy")
+        if (metric in ("latency_ms", "energy_mj") and device == DEVICE) or (metric, device) == ("latency_ms", PHONE):
+            return Context(Source.TABLE, device=device, precision="fp32", batch=1, dataset=DATASET, origin="toy")
         return None
 
     def evaluate(
@@ -158,13 +160,14 @@ class ToyEvaluator:
         context = self.context(metric, device)
         if context is None:
             raise ValueError(f"ToyEvaluator does not answer {metric} on device {device!r}")
-        value = self.truth(architecture, metric)
+        value = self.truth(architecture, metric, device)
         if math.isnan(value):
-            message = f"{self._space.format(architecture)} has no {metric} on {device}: too many pools"
+            what = "convolutions" if device == PHONE else "pools"
+            message = f"{self._space.format(architecture)} has no {metric} on {device}: too many {what}"
             return Measurement.failed(architecture, metric, context, Status.NOT_MEASURED, message)
         return Measurement(architecture, metric, value, context)
 
-    def truth(self, architecture: Architecture, metric: str) -> float:
+    def truth(self, architecture: Architecture, metric: str, device: str | None = DEVICE) -> float:
         """The planted value; nan where it cannot be measured. Counts as no query."""
         code = self._space.canonical(architecture).code
         convs, pools = code.count(1), code.count(2)
@@ -174,6 +177,8 @@ class ToyEvaluator:
             both = 1 in code[:2] and 1 in code[2:]
             mixed = (1, 2) in (code[:2], code[2:])  # a convolution that is pooled afterwards is the best of all
             return 60.0 - 30.0 * (1 - math.exp(-0.7 * convs)) - 4.0 * both - 5.0 * mixed - 1.5 * min(pools, 1)
+        if device == PHONE:
+            return math.nan if convs == 4 else 0.4 + 0.1 * convs + 0.9 * pools
         if pools >= 3:
             return math.nan
         latency = 0.5 + 1.0 * convs + 0.3 * pools + 0.2 * (code[0] != code[2])
@@ -182,7 +187,7 @@ class ToyEvaluator:
     def front(self, wanted: Sequence[tuple[str, str | None]]) -> tuple[list[Architecture], NDArray[np.float64]]:
         """The exact Pareto front of the whole space: `k` architectures (all ties) and their `k x m` values."""
         every = list(codes.every(self._space))
-        values = np.array([[self.truth(a, metric) for metric, _ in wanted] for a in every])
+        values = np.array([[self.truth(a, metric, device) for metric, device in wanted] for a in every])
         measured = np.flatnonzero(~np.isnan(values).any(axis=1))
         rows = measured[pareto.non_dominated(values[measured])]
         return [every[i] for i in rows], values[rows]
