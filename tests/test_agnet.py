@@ -22,7 +22,7 @@ from hwnas.core.state import SearchState
 from hwnas.errors import InvalidArchitecture, InvalidSetting
 from hwnas.evaluators.surrogate import SurrogateEvaluator
 from hwnas.generators.acquisition import chance_below, expected_excess, expected_hypervolume_improvement
-from hwnas.generators.agnet import AgNet, Settings, _Chooser, _Goal
+from hwnas.generators.agnet import AgNet, Settings, _choose, _Chooser, _Goal
 from hwnas.generators.graph_sampler import GraphSampler
 from hwnas.loop import Search
 from hwnas.measure import Measure
@@ -261,9 +261,35 @@ class _Known:
 
 def _chosen(losses: np.ndarray, niches: float, n: int, bounds: tuple[tuple[int, float], ...] = ()) -> np.ndarray:
     """Losses of `n` choices of a pool that are the pool's own front, without anything evaluated before."""
-    goal = _Goal(losses, losses.shape[1], bounds, np.zeros((0, losses.shape[1])), ())
-    settings = Settings(niches=niches, exploit=0.0)
-    return losses[_Chooser(settings, goal, _Known(losses), len(losses)).choose(n)]  # type: ignore[arg-type]
+    goal, posterior = _goal(losses, bounds), _Known(losses)
+    chooser = _Chooser(Settings(niches=niches, exploit=0.0), goal, posterior, goal, len(losses))  # type: ignore[arg-type]
+    return losses[_choose([chooser], posterior, n, 0)]  # type: ignore[arg-type]
+
+
+def _goal(losses: np.ndarray, bounds: tuple[tuple[int, float], ...] = (), columns: tuple[int, ...] = ()) -> _Goal:
+    """What is wanted of some columns of a pool's losses (all when not given), before anything was evaluated."""
+    own = columns or tuple(range(losses.shape[1]))
+    keys = tuple((f"loss {column}", None, "min") for column in own)
+    return _Goal(losses[:, own], keys, len(own), bounds, np.zeros((0, len(own))), ())
+
+
+def test_several_fronts_take_turns_whatever_the_batch_is() -> None:
+    """Some cells suit one device and are too slow on the other: half of the choices are for each."""
+    rng = np.random.default_rng(0)
+    plain = 1.0 + 0.1 * rng.random((60, 3))
+    for_first = np.stack([0.5 * rng.random(20), 0.5 * rng.random(20), np.full(20, 3.0)], axis=1)
+    losses = np.concatenate((plain, for_first, for_first[:, [0, 2, 1]]))
+    posterior: Any = _Known(losses)
+    own = [_goal(losses, columns=columns) for columns in ((0, 1), (0, 2))]
+    for evaluated, first in (
+        (0, True),
+        (1, False),
+        (2, True),
+    ):  # a batch of three, or of one, goes on where the last was
+        choosers = [_Chooser(Settings(niches=0.0), goal, posterior, _goal(losses), 60) for goal in own]
+        chosen = _choose(choosers, posterior, 3, evaluated)
+        assert [60 <= row < 80 for row in chosen] == [first, not first, first]
+        assert [row >= 80 for row in chosen] == [not first, first, not first]
 
 
 def test_niches_look_everywhere_on_the_front() -> None:

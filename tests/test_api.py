@@ -89,6 +89,139 @@ def test_budgets_and_objectives_beside_latency() -> None:
     assert all(found["params_m"] <= 0.5 for found in result.front)
 
 
+SEVERAL = ("--device", "edgegpu,raspi4,fpga", "-n", "40", "-g", "evolution", "--source", "surrogate", "-q")
+
+
+def test_several_devices_have_a_front_each_from_one_archive(tmp_path: Path) -> None:
+    result = hwnas.search(device="edgegpu,raspi4,fpga", budgets={"latency@fpga": 3.5}, **FAST)
+    # a network is paid for once, however many devices ask for its error
+    assert (result.ledger.evaluations, result.ledger.error_queries, result.ledger.cost_queries) == (60, 60, 180)
+    assert list(result.fronts) == ["edgegpu", "raspi4", "fpga"]
+    for device, own in result.fronts.items():
+        alone = own.state
+        assert [o.name for o in alone.objectives] == ["val_error_pct", f"latency_ms@{device}"]
+        assert [c.device for c in alone.constraints] == (["fpga"] if device == "fpga" else [])
+        assert len(own.archive) == 60
+        assert own.best is not None
+        assert own.best.arch in {found.arch for found in own.front}
+        assert {found.arch for found in own.front} <= {found.arch for found in result.front}
+    assert all(found["latency_ms@fpga"] <= 3.5 for found in result.fronts["fpga"].front)
+    shipped = result.portfolio
+    assert shipped is not None
+    assert shipped.admissible
+    assert result.best is not None
+    assert shipped.network.arch == result.best.arch
+    assert set(shipped.regrets) == set(shipped.told) == set(result.fronts)
+    frame = result.to_pandas()
+    on_fpga = {found.arch for found in result.fronts["fpga"].front}
+    assert set(frame.loc[frame["fronts"].str.contains("fpga"), "arch"]) == on_fpga
+    assert frame.loc[frame["portfolio"], "arch"].tolist() == [shipped.network.arch]
+    weighted = result.pick(weights={"error": 50})
+    assert weighted is not None
+    assert weighted["val_error_pct"] <= shipped.network["val_error_pct"]
+
+
+def test_one_device_and_a_joint_front_have_no_portfolio() -> None:
+    one = hwnas.search(device="edgegpu", **FAST)
+    assert one.fronts == {"edgegpu": one}
+    joint = hwnas.search(device="edgegpu,fpga", fronts="joint", **FAST)
+    assert joint.fronts == {}
+    assert one.portfolio is None is joint.portfolio
+    assert "fronts" not in one.to_json().keys() | joint.to_json().keys()
+    assert joint.state.front().losses.shape[1] == 3
+
+
+def test_a_run_for_several_devices_is_written_read_and_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli("search", *SEVERAL, "--out", "run") == 0
+    run = tmp_path / "run"
+    told = json.loads((run / "front.json").read_text())
+    assert tomllib.loads((run / "run.toml").read_text())["resolved"]["fronts"] == ["edgegpu", "raspi4", "fpga"]
+    manifest = json.loads((run / "models" / "manifest.json").read_text())
+    rows = list(csv.DictReader((run / "front.csv").open()))
+    wanted = {key for each in told["fronts"].values() for key in (entry["key"] for entry in each["front"])}
+    wanted.add(told["portfolio"]["key"])
+    for listed in ([m["key"] for m in manifest["models"]], [row["key"] for row in rows]):
+        assert len(listed) == len(set(listed)), "each once"
+        assert set(listed) == wanted
+    for model, row in zip(manifest["models"], rows, strict=True):
+        on = [name for name, each in told["fronts"].items() if model["key"] in [e["key"] for e in each["front"]]]
+        best = [name for name, each in told["fronts"].items() if model["key"] == each["recommended"]["key"]]
+        common = model["key"] == told["portfolio"]["key"]
+        assert (model["fronts"], model["recommended_on"], model["portfolio"]) == (on, best, common)
+        assert (row["fronts"], row["recommended"], row["portfolio"]) == ("+".join(on), "+".join(best), "yes" * common)
+    assert "●" in (run / "models" / "README.md").read_text()
+    again = api.load(run)
+    assert {name: [f.arch for f in each.front] for name, each in again.fronts.items()} == {
+        name: [entry["arch"] for entry in each["front"]] for name, each in told["fronts"].items()
+    }
+    assert cli("report", "run") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(f"Front on {device}" in shown for device in told["fronts"])
+    assert "one network for all devices" in shown
+    assert cli("export", "run", "--best", "--out", "best") == 0
+    best = {each["recommended"]["key"] for each in told["fronts"].values()} | {told["portfolio"]["key"]}
+    assert {m["key"] for m in json.loads((tmp_path / "best" / "manifest.json").read_text())["models"]} == best
+
+
+def test_nothing_feasible_on_one_device_is_an_answer_of_no() -> None:
+    tight = ("--budget", "latency@fpga=1us", "--models", "none")
+    assert cli("search", *SEVERAL, *tight, "--out", "tight") == NOTHING_FEASIBLE
+    result = api.load(Path("tight"))
+    assert result.fronts["edgegpu"].best is not None
+    assert result.fronts["fpga"].best is None
+    assert result.best is None
+    assert result.portfolio is not None
+    assert not result.portfolio.admissible
+    assert "times the budget of fpga" in result.portfolio.told["fpga"]
+
+
+def test_a_stopped_search_for_several_devices_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    given = {
+        "devices": "edgegpu,fpga",
+        "queries": 28,
+        "source": "surrogate",
+        "generator_settings": {"pretrain_steps": 1},
+    }
+    whole = api.open_run(given, out=tmp_path / "whole").finish(models="none")
+
+    class Killed(BaseException):
+        pass
+
+    def kill(state: Any, ledger: Any) -> None:
+        if len(state.archive) >= 16:
+            raise Killed
+
+    with pytest.raises(Killed):
+        api.open_run(given, out=tmp_path / "cut").finish(on_step=kill, models="none")
+    resumed = api.open_run({}, resume=tmp_path / "cut").finish(models="none")
+    assert resumed.state.front_devices == ("edgegpu", "fpga")
+    assert resumed.state.architectures == whole.state.architectures
+    kept = ("front.csv", "archive.csv")
+    assert [(tmp_path / "cut" / name).read_text() for name in kept] == [
+        (tmp_path / "whole" / name).read_text() for name in kept
+    ]
+    with pytest.raises(RunIncompatible, match="fronts"):
+        api.open_run({"fronts": "joint"}, resume=tmp_path / "cut")
+
+
+def test_runs_that_do_not_say_what_fronts_they_have_had_one(tmp_path: Path) -> None:
+    """As those of before several devices could have one each."""
+    given = {"devices": "edgegpu,fpga", "fronts": "joint", "queries": 20, "generator": "random", "source": "surrogate"}
+    whole = api.open_run(given, out=tmp_path / "run").finish(models="none")
+    text = (tmp_path / "run" / "run.toml").read_text()
+    earlier = text.replace('fronts = "joint"\n', "").replace("fronts = []\n", "")
+    assert "fronts" not in earlier.replace("--fronts joint", "")
+    (tmp_path / "run" / "run.toml").write_text(earlier)
+    assert api.load(tmp_path / "run").state.front_devices == ()
+    for again in ({}, {"queries": 20}):
+        run = api.open_run(again, resume=tmp_path / "run")
+        run.close()
+        assert run.state.front_devices == ()
+        assert run.state.architectures == whole.state.architectures
+
+
 def test_the_stored_command_makes_the_same_search_again() -> None:
     from hwnas.config import SearchConfig
 
@@ -96,6 +229,7 @@ def test_the_stored_command_makes_the_same_search_again() -> None:
         devices=("raspi4", "fpga"),
         objectives=("error", "latency@raspi4", "energy@fpga"),
         budgets={"latency@fpga": 4.123456789, "params": "1M", "params_m": 1.5},
+        fronts="joint",
         weights={"error": 2, "energy@fpga": 0.25},
         generator="agnet",
         generator_settings={"surrogate": False, "reference": 0.75},

@@ -34,6 +34,27 @@ def test_words_become_metrics_of_each_device() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("settings", "fronts"),
+    [
+        ({}, ("edgegpu", "fpga")),
+        ({"fronts": "joint"}, ()),
+        ({"devices": "edgegpu"}, ()),
+        ({"objectives": "error,latency@edgegpu,latency@fpga"}, ()),  # one set of objectives, put together by hand
+        ({"objectives": "error,latency@edgegpu,energy"}, ("edgegpu", "fpga")),
+        ({"objectives": "error,params"}, ()),
+        ({"objectives": "error", "budgets": {"latency": "5ms"}}, ("edgegpu", "fpga")),
+        ({"objectives": "latency@edgegpu", "budgets": {"latency": "5ms"}}, ()),  # fpga has nothing to optimise
+        ({"objectives": "latency@raspi4", "budgets": {"latency": "5ms"}}, ("edgegpu", "fpga")),
+        ({"objectives": "error", "budgets": {"latency@fpga": "5ms"}}, ()),
+    ],
+)
+def test_several_devices_have_a_front_each_where_a_word_is_meant_for_all(
+    settings: dict[str, Any], fronts: tuple[str, ...]
+) -> None:
+    assert SearchConfig.from_toml({"devices": "edgegpu,fpga", **settings}).front_devices == fronts
+
+
 def test_error_is_validation_where_there_is_one_else_test() -> None:
     config = SearchConfig(objectives=("error",))
     assert config.resolve_objectives(lambda metric, device: metric == "test_error_pct") == (

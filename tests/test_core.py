@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -493,3 +494,77 @@ def test_torch_streams_come_from_rng_and_restore_the_global_one() -> None:
     with pytest.raises(RuntimeError, match="inside"), torch_seeded(np.random.default_rng(5)):
         raise RuntimeError("inside")
     assert (torch.random.get_rng_state() == before).all()
+
+
+# -- several fronts ------------------------------------------------------------------------------------------------
+
+BOTH = (Objective("val_error_pct"), Objective("latency_ms", "edgegpu"), Objective("latency_ms", "fpga"))
+
+
+def two_devices(*rows: tuple[int, float, float, float], budgets: Sequence[Constraint] = ()) -> SearchState:
+    """Architectures toy:i with an error and a latency on edgegpu and on fpga, which have a front each."""
+    told = []
+    for i, error, *latencies in rows:
+        told += measured(i, error, latencies[0])
+        told += [replace(measured(i, error, latencies[1])[1], context=replace(ON_GPU, device="fpga"))]
+    empty = SearchState("toy", BOTH, tuple(budgets), queries=20, front_devices=("edgegpu", "fpga"))
+    return empty.tell(told) if told else empty
+
+
+def test_each_device_has_its_own_objectives_and_budgets_over_the_same_archive() -> None:
+    budgets = (
+        Constraint("latency_ms", 5.0, "fpga"),
+        Constraint("params_m", 1.0),
+        Constraint("latency_ms", 9.0, "raspi4"),
+    )
+    told = two_devices((1, 5.0, 3.0, 4.0), budgets=budgets)
+    gpu, fpga = told.by_device["edgegpu"], told.by_device["fpga"]
+    assert told.goals == (gpu, fpga)
+    assert [o.name for o in gpu.objectives] == ["val_error_pct", "latency_ms@edgegpu"]
+    assert [o.name for o in fpga.objectives] == ["val_error_pct", "latency_ms@fpga"]
+    # what belongs to no device with a front of its own holds for every front
+    assert [c.name for c in gpu.constraints] == ["params_m", "latency_ms@raspi4"]
+    assert [c.name for c in fpga.constraints] == ["latency_ms@fpga", "params_m", "latency_ms@raspi4"]
+    assert gpu.archive is fpga.archive is told.archive
+    assert (gpu.by_device, gpu.goals) == ({}, (gpu,))
+    assert told.tell(measured(2, 1.0, 1.0)).front_devices == told.front_devices
+
+
+def test_the_whole_is_the_best_that_any_device_says() -> None:
+    told = two_devices(
+        (1, 5.0, 3.0, 9.0),  # on the front of edgegpu, over the budget of fpga
+        (2, 6.0, 4.0, 2.0),  # dominated on edgegpu, on the front of fpga
+        (3, 7.0, 9.0, 9.0),  # over the budget of fpga, dominated on edgegpu
+        (4, 4.0, math.nan, math.nan),
+        (5, 9.0, 1.0, math.nan),  # fails on fpga only
+        budgets=[Constraint("latency_ms", 5.0, "fpga")],
+    )
+    assert told.violations.tolist() == [0.0, 0.0, 0.0, math.inf, 0.0]
+    assert told.failed.tolist() == [False, False, False, True, False]
+    assert told.front_indices.tolist() == [0, 1, 4]
+    assert [a.code for a in told.front().architectures] == [(1,), (2,), (5,)]
+    assert told.order.tolist()[3:] == [2, 3]
+    assert set(told.order[:2]) <= {0, 1, 4}
+    assert target.weights(told)[3] == 0.0 < target.weights(told)[4]
+    assert [a.code for a in target.elite(told, 5)][-1] == (3,)
+    assert np.isfinite(target.request(told, 9, rng=np.random.default_rng(0))).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(*[st.sampled_from([1.0, 2.0, 3.0, math.nan])] * 3), max_size=7), st.booleans())
+def test_the_order_is_the_best_place_on_any_device(rows: list[tuple[float, float, float]], budget: bool) -> None:
+    budgets = [Constraint("latency_ms", 2.0, "edgegpu")] if budget else []
+    told = two_devices(*[(i, *row) for i, row in enumerate(rows)], budgets=budgets)
+    places = [[list(goal.order).index(i) for i in range(len(rows))] for goal in told.goals]
+    best = [(bool(told.failed[i]), min(place[i] for place in places)) for i in range(len(rows))]
+    assert [best[i] for i in told.order] == sorted(best)
+    assert sorted(told.order.tolist()) == list(range(len(rows)))
+    some = np.arange(len(rows))[::2]
+    alone = two_devices(*[(i, *rows[i]) for i in some], budgets=budgets)
+    assert told.order_among(some).tolist() == alone.order.tolist()
+
+
+def test_without_devices_the_order_among_rows_is_that_of_the_rows() -> None:
+    told = state((1, 5.0, 9.0), (2, 7.0, 3.0), (3, 6.0, 4.0), (4, 8.0, 4.0), budget=5.0)
+    rows = np.array([3, 0, 2])
+    assert told.order_among(rows).tolist() == pareto.order(told.losses[rows], told.violations[rows]).tolist()

@@ -126,6 +126,45 @@ def test_reports_tell_noise_floor_and_retests(run: tuple[api.SearchResult, objec
     assert "±" in page
 
 
+def test_each_device_measures_its_own_front_with_care_and_the_network_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setenv("HWNAS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(PROTOCOLS, "final", replace(PROTOCOLS["final"], rounds=6, most_rounds=6))
+    given = {
+        "devices": "cpu,openvino",
+        "budgets": {"latency": "1s"},
+        "queries": 4,
+        "generator": "random",
+        "preset": "quick",
+        "source": "surrogate",
+    }
+    result = api.open_run(given, out=tmp_path / "run").finish(models="best")
+    assert list(result.fronts) == ["cpu", "openvino"]
+    assert result.portfolio is not None
+    for device, own in result.fronts.items():
+        assert own.best is not None
+        for found in (*own.front, result.portfolio.network):
+            row = found.evaluation.find("latency_ms", device)
+            assert row is not None
+            assert str(row.context.fidelity).startswith("protocol final")
+            assert device in result.finals.certificates[found.architecture.key]
+        assert result.finals.devices[device]["not_final"] == []
+        checked = result.finals.checked[device]
+        assert own.best.architecture.key.replace(":", "-") in checked["file"]
+        again = api.load(tmp_path / "run").fronts[device].best
+        assert again is not None
+        assert again.arch == own.best.arch
+    for_all = [name for name in result.finals.checked if name.endswith(", for all")]
+    own_best = {device: own.best for device, own in result.fronts.items()}
+    assert for_all == [
+        f"{device}, for all"
+        for device, best in own_best.items()
+        if best is not None and best.architecture != result.portfolio.network.architecture
+    ]
+
+
 def test_a_search_that_is_stopped_keeps_its_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HWNAS_CACHE", str(tmp_path / "cache"))
     given = {

@@ -29,9 +29,10 @@ from hwnas.report.cells import BOX, HEIGHT, cell_svg, layout, short
 from hwnas.report.plots import every_plot
 from hwnas.report.view import hypervolume_curve, live_graph
 from hwnas.spaces import codes
-from hwnas.testing.toy import DEVICE, ToyEvaluator, ToySpace
+from hwnas.testing.toy import DEVICE, PHONE, ToyEvaluator, ToySpace
 
 SPACE = ToySpace()
+PHONE_LATENCY = ("latency_ms", PHONE)
 ERROR, LATENCY, ENERGY = ("val_error_pct", None), ("latency_ms", DEVICE), ("energy_mj", DEVICE)
 CONFIG = {"space": "toy", "dataset": "toy", "generator": {"name": "random"}, "tables": None}
 
@@ -47,6 +48,11 @@ def search(
     asked = dict.fromkeys([*wanted, *((c.metric, c.device) for c in constraints)])
     rows = list(ToyEvaluator().evaluate([every[i] for i in order[:count]], list(asked)))
     return state.tell(rows) if rows else state
+
+
+def two_devices(state: SearchState) -> SearchState:
+    """The same search with a front for each device."""
+    return replace(state, front_devices=(DEVICE, PHONE))
 
 
 def view_of(state: SearchState, **more: Any) -> report.RunView:
@@ -65,6 +71,11 @@ CASES = {
     "interrupted": lambda: search(count=10),
     "first ones over budget": lambda: search(bound=1.0),
     "one evaluation": lambda: search(count=1),
+    "two devices": lambda: two_devices(search(ERROR, LATENCY, PHONE_LATENCY, bound=None)),
+    "two devices, budgets": lambda: two_devices(search(ERROR, LATENCY, PHONE_LATENCY, bound=2.5)),
+    "two devices, nothing meets both budgets": lambda: two_devices(search(ERROR, LATENCY, PHONE_LATENCY, bound=0.01)),
+    "two devices, one evaluation": lambda: two_devices(search(ERROR, LATENCY, PHONE_LATENCY, count=1)),
+    "two devices, none": lambda: two_devices(search(ERROR, LATENCY, PHONE_LATENCY, count=0)),
     "none": lambda: search(count=0),
 }
 
@@ -213,7 +224,19 @@ def test_staircase_bounds_every_point_of_the_front_and_no_better_one() -> None:
         assert y1 <= y0
 
 
+def parts(view: report.RunView) -> list[tuple[str, report.RunView]]:
+    """Views with one front each, and what the names of their plots begin with."""
+    return [(f"device-{k}-", own) for k, own in enumerate(view.devices.values())] or [("", view)]
+
+
 def test_legends_count_what_the_text_counts(view: report.RunView) -> None:
+    labels = {text.get_text() for text in report.front_figure(view).legends[0].get_texts()} if view.n else set()
+    figures = every_plot(view)
+    for prefix, own in parts(view):
+        legend_counts(own, labels, {trace["name"] for trace in figures[f"{prefix}front-0"]["data"]})
+
+
+def legend_counts(view: report.RunView, labels: set[str], names: set[str]) -> None:
     told = {group.name: group for group in groups(view)}
     drawn = [i for group in told.values() for i in group.indices]
     assert sorted(drawn) == [i for i in range(view.n) if not view.failed[i]]  # each once
@@ -223,10 +246,8 @@ def test_legends_count_what_the_text_counts(view: report.RunView) -> None:
     assert sum(n for name, n in totals.items() if name.endswith("not on the front")) == others
     over = view.n - int(view.feasible.sum()) - int(view.failed.sum())
     assert totals.get("over budget", over) == over
-    labels = {text.get_text() for text in report.front_figure(view).legends[0].get_texts()} if view.n else set()
-    names = {trace["name"] for trace in every_plot(view)["front-0"]["data"]}
     for group in told.values():
-        assert group.label in labels
+        assert (group.label if view.device is None else group.name) in labels
         assert group.label in names
         assert group.total == 1 or group.label == f"{group.name} ({group.total})"
 
@@ -416,6 +437,18 @@ def test_the_live_hypervolume_names_its_reference_point() -> None:
     assert f"(up to {error:.2f} %, {latency:.3f} ms)" in console.export_text()
 
 
+def test_the_live_line_has_the_best_and_the_front_of_each_device() -> None:
+    state = replace(two_devices(search(ERROR, LATENCY, PHONE_LATENCY, bound=2.5, count=20)), queries=20)
+    console = Console(width=200, record=True, file=open("/dev/null", "w"), color_system=None)  # noqa: SIM115
+    Progress(console, shown=True).step(state, Ledger())
+    console.file.close()
+    told = console.export_text()
+    for device, goal in state.by_device.items():
+        best = goal.losses[goal.violations == 0, 0].min()
+        assert f"{device}: best {best:.2f} %, front {len(goal.front_indices)}" in told
+    assert "hypervolume" not in told
+
+
 def test_all_failed_is_not_called_nearest() -> None:
     bad = [a for a in codes.every(SPACE) if a.code.count(2) >= 3]
     rows = list(ToyEvaluator().evaluate(bad, [ERROR, LATENCY]))
@@ -439,9 +472,47 @@ def test_json_is_strict_and_holds_the_state(view: report.RunView) -> None:
         assert tuple(rows) == view.state.archive[index].measurements
     recommended = None if view.recommended is None else view.state.architectures[view.recommended].key
     assert (found["recommended"] or {}).get("key") == recommended
-    assert found["hypervolume"]["reference"] == view.reference.tolist()
-    feasible = view.state.losses[view.feasible]
-    assert found["hypervolume"]["value"] == pytest.approx(pareto.hypervolume(feasible, view.reference))
+    assert ("fronts" in found) == ("portfolio" in found) == bool(view.devices)
+    for told, own in zip(found.get("fronts", {"": found}).values(), [own for _, own in parts(view)], strict=True):
+        assert told["hypervolume"]["reference"] == own.reference.tolist()
+        feasible = own.state.losses[own.feasible]
+        assert told["hypervolume"]["value"] == pytest.approx(pareto.hypervolume(feasible, own.reference))
+        assert [entry["key"] for entry in told["front"]] == [own.state.architectures[i].key for i in own.front]
+
+
+def test_json_of_several_fronts_says_who_is_on_which() -> None:
+    view = view_of(CASES["two devices, budgets"]())
+    found = report.to_json(view)
+    assert list(found["fronts"]) == [DEVICE, PHONE]
+    assert [b["device"] for b in found["fronts"][DEVICE]["budgets"]] == [DEVICE]
+    assert found["fronts"][PHONE]["budgets"] == []
+    assert found["hypervolume"] is None
+    for entry in found["front"]:
+        on = [name for name, told in found["fronts"].items() if entry["key"] in [e["key"] for e in told["front"]]]
+        best = [name for name, told in found["fronts"].items() if entry["key"] == told["recommended"]["key"]]
+        assert (entry["fronts"], entry["recommended_on"]) == (on, best)
+    shipped = found["portfolio"]
+    assert shipped["key"] == found["recommended"]["key"]
+    assert shipped["admissible"]
+    assert set(shipped["regrets"]) == set(shipped["told"]) == {DEVICE, PHONE}
+    assert all(text in " ".join(report.sentences(view)) for text in shipped["told"].values())
+
+
+def test_a_devices_own_view_knows_nothing_of_the_others() -> None:
+    view = view_of(CASES["two devices"]())
+    for device, own in view.devices.items():
+        assert {column[1] for column in own.columns} == {None, device}
+        assert own.recommended == report_of(device).recommended
+        assert own.front == report_of(device).front
+        assert device in text(report.front_table(own)).splitlines()[0]
+    told = text(report.full(view))
+    assert told.count("Paid: ") == 1
+    assert told.index(f"result on {DEVICE}") < told.index(f"result on {PHONE}") < told.index("one network for all")
+
+
+def report_of(device: str) -> report.RunView:
+    """What a search for one of the two devices alone, of the same networks, recommends."""
+    return view_of(search(ERROR, ("latency_ms", device), bound=None))
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
@@ -479,18 +550,20 @@ def test_page_shows_the_state_numbers(view: report.RunView) -> None:
             cell, row = point["values"][shown[view.title(column)]], view.state.archive[index].find(*column)
             assert row is not None
             assert cell["value"] == (row.value if row.status.has_value else None)
-    drawn: dict[int, tuple[float, float]] = {}
-    for trace in figures["front-0"]["data"]:
-        if "customdata" in trace:
-            drawn |= dict(zip(trace["customdata"], zip(trace["x"], trace["y"], strict=True), strict=True))
-    assert set(drawn) == {i for i in range(view.n) if not view.failed[i]}  # each once
-    plot = projections(view)[0]
-    x, y = plot.coordinates(view)
-    assert all(drawn[i] == (x[i], y[i]) for i in drawn)
-    if view.feasible.any():
-        assert figures["hypervolume"]["data"][0]["y"] == view.hypervolumes.tolist()
-        # a gap, not a zero, before the first feasible architecture
-        assert figures["best"]["data"][0]["y"] == [None if v != v else v for v in view.best_values.tolist()]
+    for prefix, own in parts(view):
+        drawn: dict[int, tuple[float, float]] = {}
+        for trace in figures[f"{prefix}front-0"]["data"]:
+            if "customdata" in trace:
+                drawn |= dict(zip(trace["customdata"], zip(trace["x"], trace["y"], strict=True), strict=True))
+        assert set(drawn) == {i for i in range(own.n) if not own.failed[i]}  # each once
+        plot = projections(own)[0]
+        x, y = plot.coordinates(own)
+        assert all(drawn[i] == (x[i], y[i]) for i in drawn)
+        if own.feasible.any():
+            assert figures[f"{prefix}hypervolume"]["data"][0]["y"] == own.hypervolumes.tolist()
+            # a gap, not a zero, before the first feasible architecture
+            best = [None if v != v else v for v in own.best_values.tolist()]
+            assert figures[f"{prefix}best"]["data"][0]["y"] == best
     elements = {attributes.get("id") for _, attributes in page.elements}
     assert set(figures) <= elements, "a plot without a place"
     told = "".join(page.visible)
@@ -657,8 +730,9 @@ def test_notebook_form_has_no_script(view: report.RunView) -> None:
     page = Page(source)
     assert page.open == []
     assert "script" not in [tag for tag, _ in page.elements]
-    (image,) = [a for tag, a in page.elements if tag == "img"]
-    assert str(image["src"]).startswith("data:image/png;base64,")
+    images = [a for tag, a in page.elements if tag == "img"]
+    assert len(images) == len(parts(view))
+    assert all(str(image["src"]).startswith("data:image/png;base64,") for image in images)
     if view.recommended is not None:
         assert view.texts[view.recommended] in "".join(page.visible)
 

@@ -350,7 +350,12 @@ def test_the_front_is_written_as_a_table_and_as_it_was_told(tmp_path: Path) -> N
     test_error = Measurement(Architecture("toy", (1,)), "test_error_pct", 31.5, Context(Source.TABLE, split="test"))
     with RunDirectory.create(tmp_path / "run", config=CONFIG, notation=notation) as run:
         state = advance(run, begin(), 0, 1, 3, 8)  # 3 has no latency, 8 is too slow
-        run.write_front(state, {"whole": [1, None]}, recommended=Architecture("toy", (1,)), reported=[test_error])
+        run.write_front(
+            state,
+            {"whole": [1, None]},
+            marks={"recommended": {Architecture("toy", (1,)): "yes"}},
+            reported=[test_error],
+        )
         assert table(run.path / "front.csv") == [
             [
                 *("order", "key", "arch", "val_error_pct", "latency_ms@edgegpu", "params_m", "test_error_pct"),
@@ -368,7 +373,7 @@ def test_a_front_of_nothing_is_still_a_file(tmp_path: Path, numbers: tuple[int, 
     with RunDirectory.create(tmp_path / "run", config=CONFIG) as run:
         state = advance(run, begin(), *numbers) if numbers else begin()
         run.write_archive(state)
-        run.write_front(state, {"front": []}, recommended=None)
+        run.write_front(state, {"front": []}, marks={"recommended": {}})
         assert strict(run.path / "front.json")["front"] == []
         assert len(table(run.path / "front.csv")) == 1
         assert table(run.path / "archive.csv")[0][0] == "order"
