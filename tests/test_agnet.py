@@ -19,10 +19,12 @@ from hwnas.core.measurement import Context, Measurement, Source
 from hwnas.core.objective import Constraint, Objective
 from hwnas.core.protocols import Generator, SearchSpace
 from hwnas.core.state import SearchState
+from hwnas.core.stopping import Outlook
 from hwnas.errors import InvalidArchitecture, InvalidSetting
 from hwnas.evaluators.surrogate import SurrogateEvaluator
 from hwnas.generators.acquisition import chance_below, expected_excess, expected_hypervolume_improvement
 from hwnas.generators.agnet import AgNet, Settings, _choose, _Chooser, _Goal
+from hwnas.generators.foresight import foresee
 from hwnas.generators.graph_sampler import GraphSampler
 from hwnas.loop import Search
 from hwnas.measure import Measure
@@ -30,7 +32,7 @@ from hwnas.spaces.codes import every, sample
 from hwnas.spaces.nb201 import NasBench201
 from hwnas.stores.memory import MemoryStore
 from hwnas.testing.generators import GeneratorSuite, through_json
-from hwnas.testing.toy import DEVICE, ToyEvaluator, ToySpace
+from hwnas.testing.toy import DEVICE, PHONE, ToyEvaluator, ToySpace
 
 QUICK = Settings(initial=8, generated=60, uniform=40, tune_steps=3)
 
@@ -490,3 +492,25 @@ class _FreeSpace(ToySpace):
             if self.to_graph(architecture) == graph:
                 return architecture
         raise InvalidArchitecture("no graph of the free space")
+
+
+def test_the_outlook_of_several_fronts_is_that_of_the_one_that_may_gain_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    phone = Objective("latency_ms", PHONE)
+    start = SearchState("toy", (ERROR, LATENCY, phone), queries=24, seed=1, front_devices=(DEVICE, PHONE))
+    generator = AgNet(ToySpace(), QUICK)
+    state = _search(start, generator)
+    seen: list[Any] = []
+
+    def watched(*given: Any, **more: Any) -> Outlook | None:
+        seen.append((given[0], given[1].mean.shape[1], foresee(*given, **more)))
+        return seen[-1][2]
+
+    monkeypatch.setattr("hwnas.generators.agnet.foresee", watched)
+    found = generator.outlook(state, rng=state.rng("outlook"))
+    assert found is not None
+    assert found.gain == max(outlook.gain for *_, outlook in seen)
+    for (prospect, columns, _), goal in zip(seen, state.goals, strict=True):
+        assert columns == 2, "error and the device's own latency"
+        assert len(prospect.front) == int((goal.violations == 0).sum())
+    hopeless = replace(state, constraints=(Constraint("latency_ms", 1e-6, PHONE),))
+    assert generator.outlook(hopeless, rng=state.rng("outlook")) is None
