@@ -1,6 +1,6 @@
 """Other people's optimisers on the same task: one ask and tell for each, one loop that counts what they pay.
 
-A peer sees six 5-way choices (the code of a cell) and two losses. A repeat of an evaluated cell is answered from memory
+A peer sees six 5-way choices (the code of a cell) and two losses or more. A repeat of an evaluated cell is answered from memory
 and costs nothing, as it would in any sensible use of these packages; a cell that could not be measured is told as a
 failure where the package knows failures, and not at all where it does not. Settings are each package's defaults but
 where a comment says why not.
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from hwnas.seeding import torch_seeded
 
 Code = tuple[int, ...]
+Losses = tuple[float, ...]
 
 EDGES, OPERATIONS = 6, 5
 START = 20  # uniform evaluations before a Gaussian process is fitted
@@ -25,13 +26,13 @@ ASKED = 20  # repeats are free, but a peer that asks for this many times its bud
 
 
 class Peer(Protocol):
-    """An optimiser that minimises two losses."""
+    """An optimiser that minimises several losses."""
 
     def ask(self) -> Sequence[Code]:
         """The next cells, which may have been asked for before."""
         ...
 
-    def tell(self, code: Code, losses: tuple[float, float] | None) -> None:
+    def tell(self, code: Code, losses: Losses | None) -> None:
         """The losses of a cell that was asked for, in the order of asking; None where it could not be measured."""
         ...
 
@@ -42,10 +43,11 @@ class OptunaPeer:
     Args:
         sampler: "tpe" (multivariate), "nsga2" or "gp".
         seed: Of the sampler.
-        limit: Most latency that is feasible, as the samplers' own constraint; None for none.
+        limit: Most of the second loss (latency) that is feasible, as the samplers' own constraint; None for none.
+        objectives: How many losses.
     """
 
-    def __init__(self, sampler: str, seed: int, limit: float | None) -> None:
+    def __init__(self, sampler: str, seed: int, limit: float | None, objectives: int) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -60,7 +62,7 @@ class OptunaPeer:
         self._failed = optuna.trial.TrialState.FAIL
         self._limit = limit
         self._study = optuna.create_study(
-            directions=["minimize", "minimize"], sampler=make[sampler](seed=seed, constraints_func=constraint)
+            directions=["minimize"] * objectives, sampler=make[sampler](seed=seed, constraints_func=constraint)
         )
         self._trial: Any = None
 
@@ -72,7 +74,7 @@ class OptunaPeer:
         self._trial = self._study.ask()
         return [tuple(self._trial.suggest_categorical(f"edge{i}", list(range(OPERATIONS))) for i in range(EDGES))]
 
-    def tell(self, code: Code, losses: tuple[float, float] | None) -> None:
+    def tell(self, code: Code, losses: Losses | None) -> None:
         del code
         if losses is None:
             self._study.tell(self._trial, state=self._failed)
@@ -113,7 +115,7 @@ class SyneTunePeer:
         config = self._searcher.suggest()
         return [tuple(int(config[f"edge{i}"]) for i in range(EDGES))]
 
-    def tell(self, code: Code, losses: tuple[float, float] | None) -> None:
+    def tell(self, code: Code, losses: Losses | None) -> None:
         if losses is not None:
             config = {f"edge{i}": value for i, value in enumerate(code)}
             self._searcher.on_trial_complete(self._told, config, list(losses))
@@ -134,7 +136,7 @@ class BoTorchPeer:
         self._seed = seed
         self._asked: dict[Code, None] = {}
         self._x: list[Code] = []
-        self._y: list[tuple[float, float]] = []
+        self._y: list[Losses] = []
 
     def ask(self) -> Sequence[Code]:
         codes = self._model_based() if len(self._x) > 1 else self._uniform(START)
@@ -161,7 +163,7 @@ class BoTorchPeer:
         columns = list(range(EDGES))
         with warnings.catch_warnings(), torch_seeded(self._rng):
             warnings.simplefilter("ignore")  # jitter added, fits retried: BoTorch deals with both
-            model = ModelListGP(*(MixedSingleTaskGP(x, y[:, [j]], cat_dims=columns) for j in range(2)))
+            model = ModelListGP(*(MixedSingleTaskGP(x, y[:, [j]], cat_dims=columns) for j in range(y.shape[1])))
             fit_gpytorch_mll(SumMarginalLogLikelihood(model.likelihood, model))
             acquisition = qLogNoisyExpectedHypervolumeImprovement(
                 model,
@@ -180,20 +182,20 @@ class BoTorchPeer:
             )
         return list(map(tuple, found.round().long().tolist()))
 
-    def tell(self, code: Code, losses: tuple[float, float] | None) -> None:
+    def tell(self, code: Code, losses: Losses | None) -> None:
         if losses is not None:
             self._x.append(code)
             self._y.append(losses)
 
 
-# each is made of a seed and a latency limit (None for none)
-PEERS: Mapping[str, Callable[[int, float | None], Peer]] = {
-    "optuna-tpe": lambda seed, limit: OptunaPeer("tpe", seed, limit),
-    "optuna-nsga2": lambda seed, limit: OptunaPeer("nsga2", seed, limit),
-    "syne-tune-morea": lambda seed, _: SyneTunePeer(seed, ranked=False),
-    "syne-tune-morea-ranked": lambda seed, _: SyneTunePeer(seed, ranked=True),
-    "optuna-gp": lambda seed, limit: OptunaPeer("gp", seed, limit),
-    "botorch-qlognehvi": lambda seed, _: BoTorchPeer(seed),
+# each is made of a seed, a latency limit (None for none) and the number of losses
+PEERS: Mapping[str, Callable[[int, float | None, int], Peer]] = {
+    "optuna-tpe": lambda seed, limit, m: OptunaPeer("tpe", seed, limit, m),
+    "optuna-nsga2": lambda seed, limit, m: OptunaPeer("nsga2", seed, limit, m),
+    "syne-tune-morea": lambda seed, _, m: SyneTunePeer(seed, ranked=False),
+    "syne-tune-morea-ranked": lambda seed, _, m: SyneTunePeer(seed, ranked=True),
+    "optuna-gp": lambda seed, limit, m: OptunaPeer("gp", seed, limit, m),
+    "botorch-qlognehvi": lambda seed, _, m: BoTorchPeer(seed),
 }
 SLOW = ("optuna-gp", "botorch-qlognehvi")  # minutes a search
 NO_BUDGET = (
@@ -210,7 +212,7 @@ def run_peer(
 
     Args:
         peer: A fresh optimiser.
-        losses: `n x 2`, the table; nan where a cell could not be measured.
+        losses: `n x m`, the table; nan where a cell could not be measured.
         row: Place of a cell in the table.
         queries: Distinct cells that it may pay.
 
@@ -227,5 +229,5 @@ def run_peer(
                 break
             paid[place] = None
             known = losses[place]
-            peer.tell(code, None if np.isnan(known).any() else (float(known[0]), float(known[1])))
+            peer.tell(code, None if np.isnan(known).any() else tuple(known.tolist()))
     return list(paid), asked

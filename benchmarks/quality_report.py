@@ -37,6 +37,12 @@ OTHERS = {
 }
 ORDER = (*OURS, *OTHERS)
 POINTS = (50, 100, 200)
+FIGURES = (
+    *((f"gap_{n}", f"gap at {n}") for n in POINTS),
+    ("regret_200", "regret at 200"),
+    ("recall_200", "recall at 200"),
+    ("cpu_s", "CPU s a search"),
+)  # of a record, with the title of its column
 
 
 def write_report(records: Records, folder: Path, bench: Any) -> None:
@@ -48,7 +54,7 @@ def write_report(records: Records, folder: Path, bench: Any) -> None:
     parts = ["# Search quality", "", *_command_part()]
     for there, part in ((front, _front_part), (budget, _budget_part), (single, _single_part)):
         parts += part(there) if there else []
-    parts += _cost_part(records)
+    parts += cost_part(records)
     (folder / "search_quality.md").write_text("\n".join(parts) + "\n")
     if front:
         draw(front, folder / "search_quality.png")
@@ -109,7 +115,7 @@ def tasks_of(records: Records) -> list[str]:
     return sorted(dict.fromkeys(r["task"] for r in records), key=lambda task: places.get(task, len(places)))
 
 
-def _of(records: Records, method: str, keep: Callable[[Mapping[str, Any]], bool] = lambda _: True) -> Records:
+def of(records: Records, method: str, keep: Callable[[Mapping[str, Any]], bool] = lambda _: True) -> Records:
     return [r for r in records if r["method"] == method and keep(r)]
 
 
@@ -126,34 +132,41 @@ def _front_part(records: Records) -> list[str]:
     groups: list[tuple[str, Callable[[Mapping[str, Any]], bool]]] = [("All tasks", lambda _: True)]
     for dataset in DATASETS:
         groups.append((dataset, lambda r, d=dataset: r["task"].startswith(d + "/")))  # type: ignore[misc]
-    every = {r["task"] for r in records}
-    covered = {method: {r["task"] for r in _of(records, method)} for method in methods(records)}
-    complete = [r for r in records if covered[r["method"]] == every]
+    complete = everywhere(records)
     for title, keep in groups:
-        lines += _table(title, [r for r in complete if keep(r)])
-    partial = {method: tasks for method, tasks in covered.items() if tasks != every}
-    if partial:
-        shared = set.intersection(*partial.values())
-        names = ", ".join(f"`{name}`" for name in partial)
-        lines += _table("The tasks of slow methods", [r for r in records if r["task"] in shared])
-        lines += [f"{names}: minutes a search, so these tasks and seeds only: {', '.join(sorted(shared))}.", ""]
+        lines += table(title, [r for r in complete if keep(r)])
+    lines += slow_part(records)
     picture = ["![gap over evaluations, median and quartiles over tasks and seeds](search_quality.png)", ""]
-    return [*picture, *lines, *_matched(complete), *_wins(records), *_per_task(records)]
+    return [*picture, *lines, *_matched(complete), *wins(records), *per_task(records)]
 
 
-def _table(title: str, records: Records) -> list[str]:
+def everywhere(records: Records) -> Records:
+    """Those of methods that have run on every task."""
+    every = {r["task"] for r in records}
+    covered = {method: {r["task"] for r in of(records, method)} for method in methods(records)}
+    return [r for r in records if covered[r["method"]] == every]
+
+
+def slow_part(records: Records, columns: Sequence[tuple[str, str]] = FIGURES) -> list[str]:
+    """All methods on the tasks of those that have run on a part; nothing where all have run everywhere."""
+    whole = set(methods(everywhere(records)))
+    partial = [name for name in methods(records) if name not in whole]
+    if not partial:
+        return []
+    shared = set.intersection(*({r["task"] for r in of(records, name)} for name in partial))
+    names = ", ".join(f"`{name}`" for name in partial)
+    lines = table("The tasks of slow methods", [r for r in records if r["task"] in shared], columns)
+    return [*lines, f"{names}: minutes a search, so these tasks and seeds only: {', '.join(sorted(shared))}.", ""]
+
+
+def table(title: str, records: Records, columns: Sequence[tuple[str, str]] = FIGURES) -> list[str]:
     """Every figure of every method; nothing where there is no record."""
     if not records:
         return []
-    columns = [(f"gap_{n}", f"gap at {n}") for n in POINTS] + [
-        ("regret_200", "regret at 200"),
-        ("recall_200", "recall at 200"),
-        ("cpu_s", "CPU s a search"),
-    ]
     lines = [f"## {title}", "", "| method | tasks x seeds | " + " | ".join(c for _, c in columns) + " |"]
     lines += ["| --- |" + " ---: |" * (len(columns) + 1)]
     for method in methods(records):
-        rows = _of(records, method)
+        rows = of(records, method)
         cells = [spread(seed_means(rows, key)) for key, _ in columns]
         tasks, seeds = len({r["task"] for r in rows}), len({r["seed"] for r in rows})
         lines.append(f"| {method} | {tasks} x {seeds} | " + " | ".join(cells) + " |")
@@ -173,10 +186,10 @@ def _matched(records: Records) -> list[str]:
         "| method | evaluations of `agnet` | interval |",
         "| --- | ---: | ---: |",
     ]
-    ours = seed_curves(_of(records, "agnet"))
+    ours = seed_curves(of(records, "agnet"))
     for other in methods(records):
         if other != "agnet":
-            number, low, high = matched(ours, seed_curves(_of(records, other)))
+            number, low, high = matched(ours, seed_curves(of(records, other)))
             lines.append(f"| {other} | {_evaluations(number)} | {_evaluations(low)} to {_evaluations(high)} |")
     return [*lines, ""]
 
@@ -216,21 +229,22 @@ def seed_curves(records: Records) -> NDArray[np.float64]:
     return np.array([curves([r for r in records if r["seed"] == seed]).mean(axis=0) for seed in seeds])
 
 
-def curves(records: Records) -> NDArray[np.float64]:
-    """`n x 200` gaps; a search that stopped earlier keeps its last value."""
+def curves(records: Records, key: str = "gaps") -> NDArray[np.float64]:
+    """`n x 200` gaps, of the records' `key`; a search that stopped earlier keeps its last value."""
     last = max(POINTS)
-    return np.array([(r["gaps"] + r["gaps"][-1:] * (last - len(r["gaps"])))[:last] for r in records])
+    return np.array([(r[key] + r[key][-1:] * (last - len(r[key])))[:last] for r in records])
 
 
-def _per_task(records: Records) -> list[str]:
+def per_task(records: Records, figure: str = "gap") -> list[str]:
+    """A row for each task, the best in bold: "gap" is of the records' `gap_200`."""
     names = methods(records)
     tasks = tasks_of(records)
-    lines = ["## Each task: gap at 200, mean over seeds ± half width of the 95 % interval", ""]
+    lines = [f"## Each task: {figure} at 200, mean over seeds ± half width of the 95 % interval", ""]
     lines.append("| task | " + " | ".join(names) + " |")
     lines.append("| --- |" + " ---: |" * len(names))
     found = defaultdict(list)
     for record in records:
-        found[record["task"], record["method"]].append(record["gap_200"])
+        found[record["task"], record["method"]].append(record[f"{figure.replace(' ', '_')}_200"])
     means = {(t, n): statistics.fmean(found[t, n]) if found[t, n] else float("nan") for t in tasks for n in names}
     for task in tasks:
         best = min(v for name in names if (v := means[task, name]) == v)
@@ -240,15 +254,15 @@ def _per_task(records: Records) -> list[str]:
     return [*lines, ""]
 
 
-def _wins(records: Records) -> list[str]:
-    """Tasks on which `agnet` is better or worse than each other method."""
-    names = methods(records)
+def wins(records: Records, figure: str = "gap") -> list[str]:
+    """Tasks on which `agnet` is better or worse than each other method, by a figure as in `per_task`."""
+    names, key = methods(records), figure.replace(" ", "_")
     if "agnet" not in names:
         return []
     lines = [
-        "## Wins and losses of `agnet` per task",
+        "## Wins and losses of `agnet` per task" + ("" if figure == "gap" else f", {figure}"),
         "",
-        "Tasks on which its mean gap is lower (won) or not (lost), after 50, 100 and 200 evaluations; in brackets",
+        f"Tasks on which its mean {figure} is lower (won) or not (lost), after 50, 100 and 200 evaluations; in brackets",
         "those where the difference is resolved (Welch's t test over seeds, 5 %, of each task by itself).",
         "",
         "| against | 50: won | lost | 100: won | lost | 200: won | lost |",
@@ -256,7 +270,7 @@ def _wins(records: Records) -> list[str]:
     ]
     for other in names:
         if other != "agnet":
-            cells = [cell for n in POINTS for cell in compare(records, "agnet", other, f"gap_{n}")]
+            cells = [cell for n in POINTS for cell in compare(records, "agnet", other, f"{key}_{n}")]
             lines.append(f"| {other} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
@@ -267,8 +281,8 @@ def compare(records: Records, name: str, other: str, key: str) -> tuple[str, str
 
     won, lost = [0, 0], [0, 0]
     for task in tasks_of(records):
-        ours = [r[key] for r in _of(records, name) if r["task"] == task]
-        theirs = [r[key] for r in _of(records, other) if r["task"] == task]
+        ours = [r[key] for r in of(records, name) if r["task"] == task]
+        theirs = [r[key] for r in of(records, other) if r["task"] == task]
         if ours and theirs:
             side = won if statistics.fmean(ours) < statistics.fmean(theirs) else lost
             side[0] += 1
@@ -299,7 +313,7 @@ def _budget_part(records: Records) -> list[str]:
         there = [r for r in records if r["task"] == task]
         cells = []
         for name in names:
-            found = [r["best_accuracy"] for r in _of(there, name)]
+            found = [r["best_accuracy"] for r in of(there, name)]
             good = [x for x in found if x == x]
             missed = f", {len(found) - len(good)} found nothing" if len(good) < len(found) else ""
             cells.append(f"{statistics.fmean(good):.2f} ({min(good):.2f}-{max(good):.2f}{missed})" if good else "none")
@@ -323,7 +337,7 @@ def _correlations(records: Records) -> list[str]:
             "| --- | ---: | ---: | ---: | ---: |",
         ]
         for task in tasks_of(records):
-            rows = [r for r in _of(records, name) if r["task"] == task]
+            rows = [r for r in of(records, name) if r["task"] == task]
             means = np.array([np.nanmean(np.array(r["rank_correlations"], dtype=float), axis=0) for r in rows])
             cells = [f"{means[:, j].mean():.2f} ({means[:, j].min():.2f} to {means[:, j].max():.2f})" for j in range(2)]
             cost = statistics.fmean(r["cpu_s"] for r in rows)
@@ -350,7 +364,7 @@ def _single_part(records: Records) -> list[str]:
     ]
     for dataset in tasks_of(records):
         for name in methods(records):
-            rows = [r for r in _of(records, name) if r["task"] == dataset]
+            rows = [r for r in of(records, name) if r["task"] == dataset]
             if not rows:
                 continue
             test = [r["test_accuracy"] for r in rows]
@@ -365,7 +379,7 @@ def _single_part(records: Records) -> list[str]:
     return [*lines, ""]
 
 
-def _cost_part(records: Records) -> list[str]:
+def cost_part(records: Records) -> list[str]:
     """What everything took together, and with which versions."""
     versions = defaultdict(set)
     for record in records:
@@ -382,13 +396,13 @@ def draw(records: Records, path: Path) -> None:
     from matplotlib.figure import Figure
 
     every = {r["task"] for r in records}
-    complete = [m for m in methods(records) if {r["task"] for r in _of(records, m)} == every]
+    complete = [m for m in methods(records) if {r["task"] for r in of(records, m)} == every]
     figure = Figure(figsize=(12, 8), layout="constrained")
     panels = figure.subplots(2, 3, sharey=True)
     for line, colours in zip(panels, (OURS, {**OTHERS, "agnet": OURS["agnet"]}), strict=True):
         for axes, dataset in zip(line, DATASETS, strict=True):
             for method in [m for m in complete if m in colours]:
-                rows = _of(records, method, lambda r, d=dataset: r["task"].startswith(d + "/"))  # type: ignore[misc]
+                rows = of(records, method, lambda r, d=dataset: r["task"].startswith(d + "/"))  # type: ignore[misc]
                 if not rows:
                     continue
                 low, middle, high = np.quantile(curves(rows), (0.25, 0.5, 0.75), axis=0)

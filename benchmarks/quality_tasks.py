@@ -49,10 +49,7 @@ class Task:
     @cached_property
     def losses(self) -> Floats:
         """`n x 2`, scaled so that 0 is the table's minimum and 1 its median (over measurable cells)."""
-        values = np.stack([self.error, self.latency], axis=1)
-        known = values[~np.isnan(values).any(axis=1)]
-        low, middle = known.min(axis=0), np.median(known, axis=0)
-        return np.asarray((values - low) / (middle - low))
+        return scaled(np.stack([self.error, self.latency], axis=1))
 
     @cached_property
     def true_volume(self) -> float:
@@ -61,8 +58,7 @@ class Task:
     @cached_property
     def front(self) -> NDArray[np.int64]:
         """Rows of the true front."""
-        known = np.flatnonzero(~np.isnan(self.losses).any(axis=1))
-        return known[moocore.is_nondominated(self.losses[known], keep_weakly=True)]
+        return front_rows(self.losses)
 
     @cached_property
     def limits(self) -> list[tuple[float, float]]:
@@ -100,10 +96,24 @@ class Task:
         return float(self.error[feasible].min()) if len(feasible) else float("nan")
 
 
-def volume(losses: Floats) -> float:
-    """Hypervolume up to (1, 1) of rows without nan."""
-    inside = losses[(losses < 1).all(axis=1)]  # nan compares as false
-    return float(moocore.hypervolume(inside, ref=[1.0, 1.0])) if len(inside) else 0.0
+def scaled(values: Floats) -> Floats:
+    """`n x m` numbers so that 0 is a column's minimum and 1 its median, over rows without nan; nan stays nan."""
+    known = values[~np.isnan(values).any(axis=1)]
+    low, middle = known.min(axis=0), np.median(known, axis=0)
+    return np.asarray((values - low) / (middle - low))
+
+
+def front_rows(losses: Floats) -> NDArray[np.int64]:
+    """Rows without nan that no other dominates, all twins of a point included."""
+    known = np.flatnonzero(~np.isnan(losses).any(axis=1))
+    return known[moocore.is_nondominated(losses[known], keep_weakly=True)]
+
+
+def volume(losses: Floats, reference: Floats | None = None) -> float:
+    """Hypervolume up to `reference` (ones where None) of rows without nan."""
+    point = np.ones(losses.shape[1]) if reference is None else reference
+    inside = losses[(losses < point).all(axis=1)]  # nan compares as false
+    return float(moocore.hypervolume(inside, ref=point)) if len(inside) else 0.0
 
 
 def load_task(tables: Tables, name: str) -> Task:

@@ -160,11 +160,10 @@ def rank_correlations(bench: Bench, task: Task, candidates: Any) -> list[float]:
 
 
 def search_peer(
-    bench: Bench, task: Task, name: str, seed: int, queries: int, limit: float | None
+    bench: Bench, losses: Floats, name: str, seed: int, queries: int, limit: float | None = None
 ) -> tuple[list[int], dict[str, Any]]:
-    """One search of somebody else's optimiser, paid for in the same way."""
-    losses = np.stack([task.error, task.latency], axis=1)
-    rows, asked = run_peer(PEERS[name](seed, limit), losses, bench.place, queries)
+    """One search of somebody else's optimiser on `n x m` losses, paid for in the same way."""
+    rows, asked = run_peer(PEERS[name](seed, limit, losses.shape[1]), losses, bench.place, queries)
     return rows, {"asked": asked}
 
 
@@ -196,14 +195,15 @@ def run_one(
     task = bench.task(name)
     start = time.process_time()
     if method in PEERS:
-        rows, more = search_peer(bench, task, method, seed, queries, limit)
+        losses = np.stack([task.error, task.latency], axis=1)
+        rows, more = search_peer(bench, losses, method, seed, queries, limit)
     else:
         objectives = (Objective(searched(task.dataset)), Objective("latency_ms", task.device))
         budgets = () if limit is None else (Constraint("latency_ms", limit, task.device),)
         rows, more = search_ours(bench, task.dataset, objectives, budgets, method, seed, queries, settings)
     cpu = time.process_time() - start
     more["rank_correlations"] = [rank_correlations(bench, task, pool) for pool in more.pop("pools", [])]
-    record = _record(protocol, name, method, seed, rows, cpu) | more
+    record = search_record(protocol, name, method, seed, rows, cpu) | more
     record["gaps"] = [float(x) for x in task.gaps(rows)]
     for n in POINTS:
         if n <= queries:  # a peer that stopped earlier is judged by what it had
@@ -231,14 +231,17 @@ def _run_single(
     error, test = bench.error(dataset, searched(dataset)), bench.error(dataset, "test_error_pct")
     found = np.minimum.accumulate(error[rows])
     optimal = np.flatnonzero(found == error.min())
-    record = _record("single", dataset, method, seed, rows, cpu) | more
+    record = search_record("single", dataset, method, seed, rows, cpu) | more
     record["best_accuracies"] = [float(100 - x) for x in found]
     record["test_accuracy"] = float(100 - test[rows[int(error[rows[:SINGLE_QUERIES]].argmin())]])
     record["to_optimum"] = int(optimal[0]) + 1 if len(optimal) else None
     return record
 
 
-def _record(protocol: str, name: str, method: str, seed: int, rows: Sequence[int], cpu: float) -> dict[str, Any]:
+def search_record(
+    protocol: str, name: str, method: str, seed: int, rows: Sequence[int], cpu: float
+) -> dict[str, Any]:
+    """What is kept of every search, whatever it was about; `cpu` in seconds."""
     return {
         "protocol": protocol,
         "task": name,

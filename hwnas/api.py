@@ -538,7 +538,8 @@ def search(
     Args:
         device: Hardware target or targets; `hwnas devices` lists them.
         latency_budget: Highest latency: 5 (ms), "5ms", "800us".
-        objectives: What to minimise: "error", "latency", "energy", "params", "macs", or full metric names.
+        objectives: What to minimise: "error", "robust_error", "latency", "energy", "params", "macs", or full metric
+            names.
         budgets: Further budgets by the same words: {"energy": "20mJ", "params": "1M"}.
         fronts: With several devices: "device" searches one front for each from the same evaluations
             (`SearchResult.fronts`) and picks one network for all (`SearchResult.portfolio`); "joint" searches one front

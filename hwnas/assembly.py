@@ -18,6 +18,7 @@ from hwnas.errors import InvalidSetting, TablesNotFound
 from hwnas.evaluators.measured import MeasuredEvaluator
 from hwnas.loop import Search, foresees
 from hwnas.measure import Measure, Wanted
+from hwnas.tables.schema import ATTACKED, ATTACKED_DATASET, ROBUSTNESS
 
 COUNTED: tuple[Wanted, ...] = (("params_m", None), ("macs_m", None))  # of every architecture, for nothing
 
@@ -147,6 +148,7 @@ def _assembled(
 ) -> Assembly:
     answering = _Answers(evaluators)
     _check_devices(named, answering, evaluators, targets)
+    _check_attacks(named, answering, evaluators)
     objectives = named.resolve_objectives(answering)
     constraints = named.resolve_budgets(answering)
     wanted = dict.fromkeys(
@@ -260,6 +262,27 @@ def _measured(config: SearchConfig, space: SearchSpace, targets: Iterable[Device
             SpaceMeter(space, config.dataset, profiler, careful=config.preset),
             predictor=LatencyPredictor(space, config.dataset, device.name) if config.predict else None,
             budget=config.limit("latency_ms", device.name),
+        )
+
+
+def _check_attacks(config: SearchConfig, answering: _Answers, evaluators: Sequence[Evaluator]) -> None:
+    """A robust error is known from one table about one data set: who lacks either is told so."""
+    from hwnas.evaluators.table import TableEvaluator
+
+    reasons = [e.why_not for e in evaluators if isinstance(e, TableEvaluator)]
+    for word in (*config.objectives, *config.budgets):
+        (metric, *_) = candidates(word.partition("@")[0])
+        if metric not in ATTACKED or answering.find(metric, None) is not None:
+            continue
+        if config.dataset != ATTACKED_DATASET:
+            raise InvalidSetting(
+                f"{word!r} is known on {ATTACKED_DATASET} only; the data set of this search is {config.dataset}. "
+                "Leave it out, or choose that data set"
+            )
+        missing = reasons[0](metric, None) if reasons else "this search reads no tables"
+        raise InvalidSetting(
+            f"{word!r} comes from the table {ROBUSTNESS.file} alone, and {missing}. Add it with 'hwnas tables add PATH'"
+            + (", and leave out --source surrogate" if config.source == "surrogate" else "")
         )
 
 

@@ -40,6 +40,10 @@ _FILE_PARAMS, _FILE_MACS = "file_params", "file_macs"
 _TAGS = {
     "val_error_pct": "error",
     "test_error_pct": "error",
+    "robust_error_pct": "robust",
+    "robust_error_pgd_pct": "pgd",
+    "robust_error_fgsm_pct": "fgsm",
+    "robust_error_square_pct": "square",
     "latency_ms": "lat",
     "energy_mj": "energy",
     "params_m": "params",

@@ -89,7 +89,7 @@ def count(rows: Sequence[Measurement], *, evaluations: int) -> Ledger:
             kinds["counted"] += 1
         elif row.context.source is Source.PREDICTED:
             kinds["predicted"] += 1
-        elif row.metric.endswith("error_pct"):
+        elif row.metric.endswith("_pct"):
             kinds["error"] += 1
         else:
             kinds["cost"] += 1

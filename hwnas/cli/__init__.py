@@ -72,12 +72,17 @@ def search(
     budget: Annotated[
         list[str] | None,
         typer.Option(
-            help="Any budget as WORD=VALUE, e.g. latency@fpga=2ms (wins over a plain latency budget), memory=4MiB; "
+            help="Any budget as WORD=VALUE, e.g. latency@fpga=2ms (wins over a plain latency budget), memory=4MiB, "
+            "robust_error=70%; "
             "repeatable."
         ),
     ] = None,
     objectives: Annotated[
-        str | None, typer.Option(help="What to minimise, by commas: error,latency,energy,params,macs.")
+        str | None,
+        typer.Option(
+            help="What to minimise, by commas: error,latency,energy,params,macs; with a table of CIFAR-10 under "
+            "attack robust_error (APGD-CE), robust_error_pgd, robust_error_fgsm, robust_error_square."
+        ),
     ] = None,
     fronts: Annotated[
         str | None,

@@ -57,6 +57,7 @@ class Context:
         batch: Batch size.
         dataset: "cifar10", "cifar100", "ImageNet16-120".
         split: "val" or "test".
+        attack: What was done to the images, e.g. "APGD-CE, L-inf, eps 1/255".
         fidelity: e.g. "200 epochs".
         seed: Training seed, or a word such as "mean" for a mean over seeds.
         origin: The table, profile or model that the number was read from.
@@ -70,6 +71,7 @@ class Context:
     batch: int | None = None
     dataset: str | None = None
     split: str | None = None
+    attack: str | None = None
     fidelity: str | None = None
     seed: str | None = None
     origin: str | None = None

@@ -60,6 +60,11 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         for metric in (
             Metric("val_error_pct", "validation error", "%", _PERCENT),
             Metric("test_error_pct", "test error", "%", _PERCENT),
+            # under attack (Jung et al., ICLR 2023), test images changed by at most 1/255 a value
+            Metric("robust_error_pct", "robust error (APGD-CE)", "%", _PERCENT),
+            Metric("robust_error_pgd_pct", "robust error (PGD)", "%", _PERCENT),
+            Metric("robust_error_fgsm_pct", "robust error (FGSM)", "%", _PERCENT),
+            Metric("robust_error_square_pct", "robust error (Square)", "%", _PERCENT),
             Metric("latency_ms", "latency", "ms", _TIME, per_device=True, decimals=3),
             Metric("cpu_time_ms", "CPU time", "ms", _TIME, per_device=True, decimals=3),
             Metric("energy_mj", "energy", "mJ", _ENERGY, per_device=True, decimals=3),
@@ -76,6 +81,10 @@ FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         # search on validation where there is one, else on test (and say so)
         "error": ("val_error_pct", "test_error_pct"),
+        "robust_error": ("robust_error_pct",),  # under the strongest of the attacks
+        "robust_error_pgd": ("robust_error_pgd_pct",),
+        "robust_error_fgsm": ("robust_error_fgsm_pct",),
+        "robust_error_square": ("robust_error_square_pct",),
         "latency": ("latency_ms",),
         "cpu_time": ("cpu_time_ms",),
         "energy": ("energy_mj",),

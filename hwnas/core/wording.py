@@ -76,6 +76,7 @@ def provenance(context: Context) -> str:
     parts = (
         context.dataset,
         context.split and f"{context.split} split",
+        context.attack and f"under {context.attack}",
         context.fidelity,
         context.seed and seed,
         context.device,

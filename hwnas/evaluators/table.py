@@ -14,9 +14,12 @@ from hwnas.errors import UnknownName
 from hwnas.tables.folder import Tables
 from hwnas.tables.schema import (
     ACCURACY,
+    ATTACKED,
+    ATTACKED_DATASET,
     DEVICES,
     HARDWARE,
     PREFIXES,
+    ROBUSTNESS,
     SPLITS,
     UNITS,
     Kind,
@@ -30,9 +33,10 @@ _SPACE = "nb201"
 class TableEvaluator:
     """Errors, latency and energy of NAS-Bench-201 cells from a folder of tables.
 
-    Error is 100 - accuracy after 200 epochs, mean over seeds; on the validation split where the table has it. Rows
-    are found by official string, so isomorphic cells keep their own measured latency. A value that was not measured
-    is a row with status `not_measured`: the cell is infeasible on that device.
+    Error is 100 - accuracy after 200 epochs, mean over seeds; on the validation split where the table has it. Robust
+    error is the same on attacked test images, on CIFAR-10 alone. Rows are found by official string, so isomorphic cells keep their own
+    measured latency. A value that was not measured is a row with status `not_measured`: the cell is infeasible on that
+    device.
 
     Args:
         tables: The tables.
@@ -64,6 +68,8 @@ class TableEvaluator:
     def why_not(self, metric: str, device: str | None) -> str:
         """Why `context` is None, in words: which file or column is missing; "" if it is not None."""
         place = self._place(metric, device)
+        if metric in ATTACKED and self._dataset != ATTACKED_DATASET:
+            return f"no table has {metric} on {self._dataset}: it is known on {ATTACKED_DATASET} only"
         if place is None:
             return f"no table has {metric}" + (f" of device {device}" if device else "")
         kind, column = place
@@ -93,11 +99,13 @@ class TableEvaluator:
         if context is None or place is None:
             raise ValueError(f"cannot answer {metric} on device {device}: {self.why_not(metric, device)}")
         values = self._tables.lookup(*place, names)
-        return context, (100.0 - values if metric in SPLITS else values).tolist()
+        return context, (100.0 - values if device is None else values).tolist()
 
     def _place(self, metric: str, device: str | None) -> tuple[Kind, str] | None:
         if metric in SPLITS and device is None:
             return ACCURACY, accuracy_column(self._dataset, metric)
+        if metric in ATTACKED and device is None and self._dataset == ATTACKED_DATASET:
+            return ROBUSTNESS, ATTACKED[metric][0]
         if metric in UNITS and metric in DEVICES.get(device or "", ()):
             return HARDWARE, hardware_column(self._dataset, str(device), metric)
         return None
@@ -107,6 +115,15 @@ class TableEvaluator:
         file = None if place is None else self._tables.file(place[0])
         if place is None or file is None or place[1] not in file.columns:
             return None
+        if metric in ATTACKED:
+            return Context(
+                Source.TABLE,
+                dataset=self._dataset,
+                split="test",
+                attack=ATTACKED[metric][1],
+                fidelity="200 epochs",
+                origin=file.origin,
+            )
         if device is None:
             return Context(
                 Source.TABLE,

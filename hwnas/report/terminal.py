@@ -247,12 +247,13 @@ def _predicted(view: RunView) -> list[str]:
 
 def _split(view: RunView) -> list[str]:
     """Whoever chooses on test figures has to know that the best of them is too good."""
-    chosen = [known(o.metric).title for o in view.state.objectives if o.metric == "test_error_pct"]
+    found = {o.metric: view.measurement(0, (o.metric, o.device)) for o in view.state.objectives} if view.n else {}
+    chosen = [known(name).title for name, row in found.items() if row is not None and row.context.split == "test"]
     if not chosen:
         return []
     return [
-        f"Chosen on the test split, for want of validation figures: the best {chosen[0]} of many is optimistic as an "
-        "estimate for new data."
+        f"Chosen on the test split, for want of validation figures: the best {' and '.join(chosen)} of many is "
+        "optimistic as an estimate for new data."
     ]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hwnas import optional
 from hwnas.errors import InvalidTable, UsageError
-from hwnas.tables.schema import ACCURACY, ROWS, check_cells, check_columns, columns_of
+from hwnas.tables.schema import ACCURACY, ROBUSTNESS, ROWS, check_cells, check_columns, columns_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,10 +48,10 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pa.Table
         raise
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
         raise InvalidTable(f"{path}: truncated, or not a table: {str(error).rstrip('.')}") from error
+    known = ("arch", "index", *columns_of(ACCURACY), *columns_of(ROBUSTNESS))
     for ours, theirs in (columns or {}).items():
-        if ours not in ("arch", "index", *columns_of(ACCURACY)):
-            known = ", ".join(("arch", "index", *columns_of(ACCURACY)))
-            raise UsageError(f"no column {ours!r} in a table of accuracies. Known: {known}")
+        if ours not in known:
+            raise UsageError(f"no column {ours!r} in a table of accuracies. Known: {', '.join(known)}")
         if theirs not in table.column_names:
             have = ", ".join(table.column_names[:20])
             raise InvalidTable(f"{path}: the column {theirs!r} is missing; it has {have}")

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from hwnas.errors import DataError, InvalidTable, TablesNotFound
 from hwnas.tables.schema import (
     ACCURACY,
-    HARDWARE,
+    CELL_KINDS,
     META_SOURCE,
+    ROBUSTNESS,
     ROWS,
     Floats,
     Kind,
@@ -32,6 +33,7 @@ from hwnas.tables.schema import (
 )
 
 ENVIRONMENT = "HWNAS_TABLES"
+_FILES = ", ".join(kind.file for kind in CELL_KINDS)
 
 
 def default_folder() -> Path:
@@ -53,7 +55,7 @@ def remedy(folder: Path, kind: Kind | None = None) -> str:
     if kind is None:
         return f"'hwnas tables fetch hw-nas-bench{where}' or 'hwnas tables add PATH{where}' fill it"
     add = f"'hwnas tables add PATH --replace{where}'"
-    if kind is ACCURACY:  # no address is known that one could be fetched from
+    if kind in (ACCURACY, ROBUSTNESS):  # no address is known that one could be fetched from
         return f"Replace it with {add}"
     return f"Replace it with 'hwnas tables fetch hw-nas-bench --replace{where}' or {add}"
 
@@ -90,7 +92,7 @@ def find_folder(explicit: str | os.PathLike[str] | None = None) -> Path | None:
         raise TablesNotFound(missing(folder, named))
     if not _present(folder):
         raise TablesNotFound(
-            f"the folder {str(folder)!r} ({named}) holds neither {ACCURACY.file} nor {HARDWARE.file}; {remedy(folder)}"
+            f"the folder {str(folder)!r} ({named}) holds none of {_FILES}; {remedy(folder)}"
         )
     return folder
 
@@ -124,7 +126,7 @@ class TableFile:
             self.columns = frozenset(self._file.schema_arrow.names)
             self.rows: int = self._file.metadata.num_rows
             check_columns(kind, self.columns, str(path))
-            if kind in (ACCURACY, HARDWARE) and self.rows != ROWS:
+            if kind in CELL_KINDS and self.rows != ROWS:
                 raise InvalidTable(
                     f"{path}: has {self.rows:,} rows, wants the {ROWS:,} cells of NAS-Bench-201, each once"
                 )
@@ -208,22 +210,20 @@ class Tables:
     its evaluator counts; `column` is for benchmarks and for fitting surrogates.
 
     Args:
-        folder: Holds `nb201_accuracy.parquet`, `hwnasbench_nb201.parquet`, or both.
+        folder: Holds at least one of the files of `CELL_KINDS`.
 
     Raises:
-        TablesNotFound: If it holds neither.
+        TablesNotFound: If it holds none.
         InvalidTable: If one of them is truncated, lacks a column or has a wrong number of rows.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not _present(folder):
-            raise TablesNotFound(
-                f"the folder {str(folder)!r} holds neither {ACCURACY.file} nor {HARDWARE.file}; {remedy(folder)}"
-            )
+            raise TablesNotFound(f"the folder {str(folder)!r} holds none of {_FILES}; {remedy(folder)}")
         self._files = {
             kind: TableFile(folder / kind.file, kind, remedy(folder, kind))
-            for kind in (ACCURACY, HARDWARE)
+            for kind in CELL_KINDS
             if (folder / kind.file).is_file()
         }
         self._columns: dict[tuple[Kind, str], Floats] = {}
@@ -312,7 +312,7 @@ class Tables:
 
 
 def _present(folder: Path) -> bool:
-    return any((folder / kind.file).is_file() for kind in (ACCURACY, HARDWARE))
+    return any((folder / kind.file).is_file() for kind in CELL_KINDS)
 
 
 def _open(path: Path) -> Any:

@@ -31,7 +31,8 @@ from hwnas.core.protocols import Evaluator, SearchSpace
 from hwnas.measure import Wanted
 from hwnas.spaces.codes import sample
 
-_SPLITS = {"val_error_pct": "val", "test_error_pct": "test"}
+# robust error is that of attacked test images
+_SPLITS = {"val_error_pct": "val", **{metric: "test" for metric in METRICS if metric.startswith(("test", "robust"))}}
 
 
 class EvaluatorSuite:
