@@ -1,9 +1,9 @@
 """Other people's optimisers on the same task: one ask and tell for each, one loop that counts what they pay.
 
-A peer sees six 5-way choices (the code of a cell) and two losses or more. A repeat of an evaluated cell is answered from memory
-and costs nothing, as it would in any sensible use of these packages; a cell that could not be measured is told as a
-failure where the package knows failures, and not at all where it does not. Settings are each package's defaults but
-where a comment says why not.
+A peer sees six 5-way choices (the code of a cell) and two losses or more. A repeat of an evaluated cell is answered
+from memory and costs nothing, as it would in any sensible use of these packages; a cell that could not be measured is
+told as a failure where the package knows failures, and not at all where it does not. Settings are each package's
+defaults but where a comment says why not.
 """
 
 from __future__ import annotations

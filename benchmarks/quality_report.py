@@ -262,8 +262,8 @@ def wins(records: Records, figure: str = "gap") -> list[str]:
     lines = [
         "## Wins and losses of `agnet` per task" + ("" if figure == "gap" else f", {figure}"),
         "",
-        f"Tasks on which its mean {figure} is lower (won) or not (lost), after 50, 100 and 200 evaluations; in brackets",
-        "those where the difference is resolved (Welch's t test over seeds, 5 %, of each task by itself).",
+        f"Tasks on which its mean {figure} is lower (won) or not (lost), after 50, 100 and 200 evaluations; in",
+        "brackets those where the difference is resolved (Welch's t test over seeds, 5 %, of each task by itself).",
         "",
         "| against | 50: won | lost | 100: won | lost | 200: won | lost |",
         "| --- |" + " ---: |" * 6,

@@ -238,9 +238,7 @@ def _run_single(
     return record
 
 
-def search_record(
-    protocol: str, name: str, method: str, seed: int, rows: Sequence[int], cpu: float
-) -> dict[str, Any]:
+def search_record(protocol: str, name: str, method: str, seed: int, rows: Sequence[int], cpu: float) -> dict[str, Any]:
     """What is kept of every search, whatever it was about; `cpu` in seconds."""
     return {
         "protocol": protocol,

@@ -4,9 +4,9 @@
     HWNAS_TABLES=DIR python benchmarks/three_objectives.py --out results --quick    # three tasks, two seeds
     HWNAS_TABLES=DIR python benchmarks/three_objectives.py --out results --report docs/benchmarks
 
-Two kinds of tasks. `energy`: error, latency and energy of the two devices of HW-NAS-Bench whose energy is not a multiple
+Two kinds of tasks. `energy`: error, latency and energy of the two devices of HW-NAS-Bench whose energy is no multiple
 of their latency (the FPGA's is 7 times it), on three data sets. `robust`: error, robust error (APGD-CE, eps 1/255) and
-latency of all six devices, on CIFAR-10, where the table of robust errors is about. Nothing has a budget.
+latency of all six devices on CIFAR-10, which the table of robust errors is about. Nothing has a budget.
 
 Objectives that contradict each other leave few cells that are better than the median in all three, so that there are
 two reference points for the volume: the medians, as with two objectives, and the 0.9 quantiles, which have nearly the
@@ -202,11 +202,12 @@ def write_report(records: Records, folder: Path, bench: Bench) -> None:
         "![wide gap over evaluations, median and quartiles over tasks and seeds](three_objectives.png)",
         "",
         "No budget. gap = 1 - HV(found)/HV(true front) after scaling each objective by the table's minimum and median.",
-        "Reference point of `gap`: the medians, as with two objectives; of `wide gap`: the 0.9 quantiles. Recall = share",
-        "of the true front's points. Mean over tasks, ± half width of the 95 % interval over seeds. Lower is better but",
-        "for recall. CIFAR-10 is searched on validation, the others on test (the tables have no validation there); robust",
-        "error is that of CIFAR-10's test images under APGD-CE, L-inf, eps 1/255. `pymoo:nsga3` has 21 individuals, one a",
-        "reference direction.",
+        "Reference point of `gap`: the medians, as with two objectives; of `wide gap`: the 0.9 quantiles, because few",
+        "cells are better than the median in three objectives that contradict each other. Recall = share of the true",
+        "front's points. Mean over tasks, ± half width of the 95 % interval over seeds. Lower is better but for",
+        "recall. CIFAR-10 is searched on validation, the others on test (the tables have no validation there); robust",
+        "error is that of CIFAR-10's test images under APGD-CE, L-inf, eps 1/255. `pymoo:nsga3` has 21 individuals, as",
+        "many as reference directions.",
         "",
     ]
     for kind, title in KINDS.items():
@@ -221,12 +222,11 @@ def write_report(records: Records, folder: Path, bench: Bench) -> None:
 
 def _kind_part(kind: str, title: str, records: Records, bench: Bench) -> list[str]:
     """Everything about the tasks of one kind."""
-    parts = [table(title.capitalize(), everywhere(records), FIGURES), _truth(kind, bench)]
-    parts += [slow_part(records, FIGURES)]
+    first, *more = table(title.capitalize(), everywhere(records), FIGURES)
+    more += [*_truth(kind, bench), *slow_part(records, FIGURES)]
     for figure in ("gap", "wide gap"):
-        parts += [wins(records, figure), per_task(records, figure)]
-    # the parts come without the kind in their headings, which are those of the first kind elsewhere
-    return [f"{line} ({title})" if line.startswith("## ") and i else line for i, line in enumerate(sum(parts, []))]
+        more += [*wins(records, figure), *per_task(records, figure)]
+    return [first, *(f"### {title.capitalize()}: {line[3:]}" if line.startswith("## ") else line for line in more)]
 
 
 def _truth(kind: str, bench: Bench) -> list[str]:

@@ -5,29 +5,34 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import hwnas
 from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Measurement, Source, Status
 from hwnas.core.protocols import Evaluator, SearchSpace
-from hwnas.errors import InvalidArchitecture, UnknownName
+from hwnas.core.wording import provenance
+from hwnas.errors import InvalidArchitecture, InvalidSetting, UnknownName
 from hwnas.evaluators.counting import CountingEvaluator
 from hwnas.evaluators.table import TableEvaluator
 from hwnas.measure import Wanted
 from hwnas.spaces.codes import sample
 from hwnas.spaces.nb201 import NasBench201
 from hwnas.tables.folder import Tables
-from hwnas.tables.schema import ACCURACY, DEVICES, HARDWARE, ROWS, cells, columns_of
+from hwnas.tables.schema import ACCURACY, ATTACKED, DEVICES, HARDWARE, ROBUSTNESS, ROWS, cells, columns_of
 from hwnas.testing.evaluators import EvaluatorSuite
 from hwnas.testing.toy import DATASET, ToyEvaluator, ToySpace
 
 SPACE = NasBench201()
 NAMES = sorted(cells())
 COSTS: tuple[Wanted, ...] = tuple((metric, device) for device, names in DEVICES.items() for metric in names)
+
+ROBUST: tuple[Wanted, ...] = tuple((metric, None) for metric in ATTACKED)
 
 # HW-NAS-Bench's README (GATECH-EIC/HW-NAS-Bench, commit 393bb8a), architecture 0 on cifar10
 CELL_0 = "|avg_pool_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|nor_conv_1x1~0|skip_connect~1|skip_connect~2|"
@@ -52,11 +57,13 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = ("c10_val_200", "c10_test_200", "c100_test_200", "in16_test_200")
     quality = {name: rng.uniform(5, 95, ROWS) for name in names}
     numbers = {name: rng.uniform(0.1, 30, ROWS) for name in columns_of(HARDWARE)}
+    attacked = {name: rng.uniform(3, 70, ROWS) for name in columns_of(ROBUSTNESS)}
     for name in numbers:
         if "edgetpu" in name:
             numbers[name][::3] = -1.0
     pq.write_table(pa.table({"index": range(ROWS), "arch": NAMES, **quality}), folder / ACCURACY.file)
     pq.write_table(pa.table({"index": range(ROWS), **numbers}), folder / HARDWARE.file)
+    pq.write_table(pa.table({"index": range(ROWS), **attacked}), folder / ROBUSTNESS.file)
     return folder
 
 
@@ -80,7 +87,7 @@ class _Table(EvaluatorSuite):
 
 class TestTableCifar10(_Table):
     dataset = "cifar10"
-    wanted = (("val_error_pct", None), ("test_error_pct", None), *COSTS)
+    wanted = (("val_error_pct", None), ("test_error_pct", None), *ROBUST, *COSTS)
 
 
 class TestTableCifar100(_Table):
@@ -151,6 +158,54 @@ def test_context_says_all_that_makes_the_number_comparable(made_up: Path) -> Non
     raspi4 = evaluator.context("latency_ms", "raspi4")
     assert raspi4 is not None
     assert raspi4.precision is None  # not stated with the data, so not claimed
+
+
+def test_robust_error_is_of_one_attack_which_its_context_names(made_up: Path) -> None:
+    table = pq.read_table(made_up / ROBUSTNESS.file)
+    evaluator = TableEvaluator(Tables(made_up), SPACE, "cifar10")
+    rows = ask(evaluator, SPACE.parse(NAMES[4321]), *ROBUST)
+    assert [row.value for row in rows] == [100.0 - table[column][4321].as_py() for column, _ in ATTACKED.values()]
+    assert len({row.value for row in rows}) == len(rows)
+    attacks = [str(row.context.attack).partition(",")[0] for row in rows]
+    assert attacks == ["APGD-CE", "PGD", "FGSM", "Square"]
+    assert {(row.context.split, row.context.fidelity) for row in rows} == {("test", "200 epochs")}
+    told = provenance(rows[0].context)
+    assert told.startswith("table: cifar10, test split, under APGD-CE, L-inf, eps 1/255, 200 epochs, nb201_robustness")
+
+
+def test_robust_error_is_searched_within_a_budget_on_it(made_up: Path) -> None:
+    result = hwnas.search(
+        device="edgegpu", objectives=["error", "robust_error", "latency"], budgets={"robust_error": "60%"},
+        queries=40, generator="random", tables=made_up,
+    )  # fmt: skip
+    assert [o.name for o in result.state.objectives] == ["val_error_pct", "robust_error_pct", "latency_ms@edgegpu"]
+    assert result.state.front().losses[:, 1].max() <= 60.0 < result.state.losses[:, 1].max()
+    assert str(result.state.constraints[0]) == "robust error (APGD-CE) <= 60.00 %"
+    assert result.best is not None
+    assert result.best["robust_error_pct"] <= 60.0
+
+
+def test_robust_error_where_nobody_knows_it_is_refused(
+    made_up: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HWNAS_TABLES", raising=False)
+    (tmp_path / ACCURACY.file).write_bytes((made_up / ACCURACY.file).read_bytes())
+
+    def search(**more: Any) -> None:
+        hwnas.search(device="edgegpu", queries=5, **more)
+
+    for words in ({"objectives": ["error", "robust_error"]}, {"budgets": {"robust_error": 60}}):
+        with pytest.raises(InvalidSetting, match=r"'robust_error' is known on cifar10 only; .* is cifar100"):
+            search(dataset="cifar100", tables=made_up, **words)
+        with pytest.raises(
+            InvalidSetting, match=r"and .* has no nb201_robustness_c10.parquet. Add it with 'hwnas tabl"
+        ):
+            search(tables=tmp_path, **words)
+        with pytest.raises(InvalidSetting, match=r"reads no tables.*leave out --source surrogate"):
+            search(source="surrogate", **words)
+    with pytest.raises(InvalidSetting, match="the same on every device"):
+        search(tables=made_up, objectives=["error", "robust_error@edgegpu"])
+    assert "on cifar10 only" in TableEvaluator(Tables(made_up), SPACE, "cifar100").why_not("robust_error_pct", None)
 
 
 def test_not_measured_is_a_row_without_a_number(made_up: Path) -> None:

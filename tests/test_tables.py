@@ -32,6 +32,7 @@ from hwnas.tables.schema import (
     FBNET,
     HARDWARE,
     PREFIXES,
+    ROBUSTNESS,
     ROWS,
     Kind,
     accuracy_column,
@@ -43,6 +44,7 @@ from hwnas.tables.schema import (
 NAMES: list[str] = np.random.default_rng(7).permutation(sorted(cells())).tolist()  # stands for the official order
 VAL = "c10_val_200"
 LATENCY = "c10_edgegpu_latency_ms"
+ROBUST = "apgd-ce_linf_1.0"
 
 
 def accuracies(**columns: Any) -> pa.Table:
@@ -57,9 +59,16 @@ def costs(**columns: Any) -> pa.Table:
     return pa.table({"index": np.arange(ROWS, dtype=np.int32), **values, **columns})
 
 
+def under_attack(**columns: Any) -> pa.Table:
+    rng = np.random.default_rng(4)
+    values = {name: rng.uniform(3, 70, ROWS) for name in columns_of(ROBUSTNESS)}
+    return pa.table({"index": np.arange(ROWS, dtype=np.int32), **values, **columns})
+
+
 def put(folder: Path, *tables: pa.Table) -> Path:
     for table in tables:
-        kind = HARDWARE if LATENCY in table.column_names else ACCURACY
+        names = table.column_names
+        kind = HARDWARE if LATENCY in names else ROBUSTNESS if ROBUST in names else ACCURACY
         pq.write_table(table, folder / kind.file)
     return folder
 
@@ -132,8 +141,8 @@ def test_a_named_folder_must_be_there_and_hold_tables(tmp_path: Path, monkeypatc
         ) as refused:
             ask(tmp_path / "nowhere")
         assert re.search(fill.format(f" --tables {there}"), str(refused.value))
-    neither = r"holds neither nb201_accuracy.parquet nor hwnasbench_nb201.parquet; "
-    with pytest.raises(TablesNotFound, match=neither + fill.format(f" --tables {re.escape(str(tmp_path))}")):
+    nothing = r"holds none of nb201_accuracy.parquet, hwnasbench_nb201.parquet, nb201_robustness_c10.parquet; "
+    with pytest.raises(TablesNotFound, match=nothing + fill.format(f" --tables {re.escape(str(tmp_path))}")):
         Tables.find(tmp_path)
     monkeypatch.setenv("HWNAS_TABLES", str(tmp_path / "gone"))
     for ask in (find_folder, list_tables):  # the commands fill the folder that the variable names
@@ -290,6 +299,36 @@ def test_a_table_of_accuracies_may_lack_columns_but_not_all(tmp_path: Path) -> N
     put(tmp_path, accuracies().select([VAL]))
     with pytest.raises(InvalidTable, match="neither a column 'arch'"):
         Tables(tmp_path)
+
+
+def test_accuracies_under_attack_are_a_table_of_their_own(tmp_path: Path) -> None:
+    folder = put(tmp_path / "tables", accuracies())
+    source = tmp_path / "mine.csv"
+    pyarrow.csv.write_csv(under_attack().select(["index", ROBUST, "pgd_linf_1.0"]), source)
+    (added,) = add(source, folder)
+    assert (added.path.name, added.problem, added.columns) == (ROBUSTNESS.file, "", (ROBUST, "pgd_linf_1.0"))
+    wanted = under_attack()[ROBUST].to_numpy()[[7, 70]]
+    np.testing.assert_allclose(Tables(folder).lookup(ROBUSTNESS, ROBUST, [NAMES[7], NAMES[70]]), wanted, rtol=1e-12)
+    with pytest.raises(UsageError, match=r"nb201_robustness_c10.parquet is already there"):
+        add(source, folder)
+    row = next(row for row in listing.tables(folder) if row["file"] == ROBUSTNESS.file)
+    assert (row["usable"], row["title"]) == (True, "NAS-Bench-201 accuracies under attack, CIFAR-10")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({ROBUST: np.linspace(0.1, 0.9, ROWS)}, "'apgd-ce_linf_1.0' wants percent; its largest value is 0.9"),
+        ({ROBUST: [101.0, *[50.0] * (ROWS - 1)]}, "'apgd-ce_linf_1.0' wants a percentage .* row 0 has 101"),
+    ],
+)
+def test_accuracies_under_attack_that_cannot_be_true(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    table = under_attack().drop_columns([ROBUST]).append_column(ROBUST, pa.array(change[ROBUST]))
+    path = tmp_path / "mine.parquet"
+    pq.write_table(table, path)
+    with pytest.raises(InvalidTable, match=message):
+        add(path, tmp_path / "tables")
+    assert not (tmp_path / "tables" / ROBUSTNESS.file).exists()
 
 
 def test_wrong_row_count(tmp_path: Path) -> None:

@@ -34,9 +34,9 @@ class TableEvaluator:
     """Errors, latency and energy of NAS-Bench-201 cells from a folder of tables.
 
     Error is 100 - accuracy after 200 epochs, mean over seeds; on the validation split where the table has it. Robust
-    error is the same on attacked test images, on CIFAR-10 alone. Rows are found by official string, so isomorphic cells keep their own
-    measured latency. A value that was not measured is a row with status `not_measured`: the cell is infeasible on that
-    device.
+    error is the same on attacked test images, on CIFAR-10 alone. Rows are found by official string, so isomorphic
+    cells keep their own measured latency. A value that was not measured is a row with status `not_measured`: the cell
+    is infeasible on that device.
 
     Args:
         tables: The tables.

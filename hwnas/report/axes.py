@@ -14,6 +14,10 @@ from hwnas.report.view import Column, RunView
 BLUE, ORANGE, GREEN, RED, GREY, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8c8c8c", "#CC79A7"
 
 
+SHADES = ("#FFF3D6", ORANGE, "#5A2E00")  # least to most; its middle is the front's own colour
+FRONT = "front"
+
+
 @dataclass(frozen=True)
 class Projection:
     """Two axes of a run.
@@ -22,11 +26,14 @@ class Projection:
         x: Column of the horizontal axis; None for the order of evaluation.
         y: Column of the vertical axis.
         line: Whether the front is a curve in these two axes (two objectives, both shown).
+        shade: The objective that is on neither axis, where there is just one: without it points of the front seem to be
+            dominated. The front's points are coloured by it.
     """
 
     x: Column | None
     y: Column
     line: bool
+    shade: Column | None = None
 
     def coordinates(self, view: RunView) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """`n` and `n`; nan where there is no number."""
@@ -58,7 +65,20 @@ def projections(view: RunView) -> list[Projection]:
     # what has a budget is asked about first
     others = [c for c in dict.fromkeys([*budgets, *objectives]) if c != y]
     both = len(objectives) == 2
-    return [Projection(x, y, both and x in objectives) for x in others] or [Projection(None, y, False)]
+    return [
+        Projection(x, y, both and x in objectives, _only([c for c in objectives if c not in (x, y)])) for x in others
+    ] or [Projection(None, y, False)]
+
+
+def _only(columns: list[Column]) -> Column | None:
+    return columns[0] if len(columns) == 1 else None
+
+
+def shades(view: RunView, projection: Projection, group: Group) -> NDArray[np.float64] | None:
+    """What the points of a group are coloured by, in the metric's unit; None where they have the group's colour."""
+    if projection.shade is None or group.name != FRONT:
+        return None
+    return view.values[group.indices, view.columns.index(projection.shade)]
 
 
 @dataclass(frozen=True)
@@ -103,7 +123,7 @@ def groups(view: RunView) -> list[Group]:
     found = [
         Group("over budget", [i for i in plain if not view.feasible[i]], GREY, "x-thin-open", "x", 7, over),
         Group(inside, [i for i in plain if view.feasible[i] and i not in front], BLUE, "circle-open", "o", 7, others),
-        Group("front", [i for i in view.front if i not in special], ORANGE, "circle", "o", 9, len(front)),
+        Group(FRONT, [i for i in view.front if i not in special], ORANGE, "circle", "o", 9, len(front)),
         Group("knee", [i for i in knee if i is not None], PURPLE, "diamond", "D", 11, 1),
         Group("for all devices", [i for i in for_all if i is not None], BLUE, "hexagon", "h", 13, 1),
         Group("recommended", [] if view.recommended is None else [view.recommended], GREEN, "star", "*", 18, 1),

@@ -16,15 +16,18 @@ from hwnas.report.axes import (
     BLUE,
     GREEN,
     ORANGE,
+    SHADES,
+    Group,
     Projection,
     feasible_area,
     groups,
     logarithmic,
     projections,
+    shades,
     span,
     staircase,
 )
-from hwnas.report.view import RunView
+from hwnas.report.view import Floats, RunView
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -141,6 +144,10 @@ def _draw_front(axes: Axes, view: RunView, plot: Projection) -> None:
             bars |= {"lw": 0.8, "zorder": 5 if few else 2}
             xerr, yerr = (spread[rows].T if np.any(spread[rows] > 0) else None for spread in (wide, high))
             axes.errorbar(x[rows], y[rows], xerr=xerr, yerr=yerr, fmt="none", **bars)
+        values = shades(view, plot, group)
+        if values is not None and plot.shade is not None:
+            _shade(axes, x[group.indices], y[group.indices], values, group, view.title(plot.shade))
+            continue
         hollow = group.plotly.endswith("open") and group.matplotlib != "x"
         axes.scatter(
             x[rows],
@@ -172,6 +179,22 @@ def _draw_front(axes: Axes, view: RunView, plot: Projection) -> None:
             ha="right", va="top", fontsize=7, color="0.35",
         )  # fmt: skip
     _plain(axes)
+
+
+def _shade(axes: Axes, x: Floats, y: Floats, values: Floats, group: Group, title: str) -> None:
+    """Points of the front, coloured by the objective that is on neither axis, with a bar that says how."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    marks = axes.scatter(
+        x, y, s=(0.75 * group.size) ** 2, marker=group.matplotlib, c=values, edgecolors="black", linewidths=0.8,
+        cmap=LinearSegmentedColormap.from_list("front", SHADES), zorder=4,
+    )  # fmt: skip
+    # the legend tells marks apart, the bar tells values
+    axes.scatter([], [], s=(0.75 * group.size) ** 2, c=group.colour, edgecolors="black", label=group.label)
+    bar = axes.figure.colorbar(marks, ax=axes, pad=0.02, aspect=35)
+    bar.set_label(f"front: {title}", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    bar.outline.set_linewidth(0.4)
 
 
 def _draw_budgets(axes: Axes, view: RunView, plot: Projection) -> None:

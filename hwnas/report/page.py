@@ -11,7 +11,7 @@ from typing import Any
 
 from hwnas import atomic
 from hwnas.core.wording import certainty, known, provenance
-from hwnas.report.axes import groups
+from hwnas.report.axes import groups, projections
 from hwnas.report.cells import cell_svg
 from hwnas.report.plots import every_plot
 from hwnas.report.terminal import COMMON, STAR, listed, marks, sentences
@@ -154,7 +154,10 @@ def _fronts(view: RunView) -> list[str]:
     )
     panel = '<aside class="panel" id="panel" aria-live="polite" aria-label="one architecture"></aside>'
     hint = "Point at an architecture to see it; click to keep it."
-    if any(len(own.state.objectives) > 2 for _, own in _each(view)):
+    shown = [own for _, own in _each(view) if len(own.state.objectives) > 2]
+    if shown:
+        hint += " What seems dominated on the front is not, in an objective that is on neither axis"
+        hint += ": the front's points have its colour." if projections(shown[0])[0].shade else "."
         hint += " In the parallel coordinates, drag along an axis to keep a range; orange lines are the front."
     return [
         f"<h2>{'Fronts' if view.devices else 'Front'}</h2>",

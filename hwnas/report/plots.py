@@ -18,12 +18,14 @@ from hwnas.report.axes import (
     GREEN,
     GREY,
     ORANGE,
+    SHADES,
     Group,
     Projection,
     feasible_area,
     groups,
     logarithmic,
     projections,
+    shades,
     span,
     staircase,
 )
@@ -136,6 +138,19 @@ def _points(view: RunView, plot: Projection, group: Group) -> Figure:
             "line": {"width": 1.2, "color": colour if group.size < 8 else "@bg"},
         },
     }
+    values = shades(view, plot, group)
+    if values is not None and plot.shade is not None:
+        trace["marker"] |= {
+            "color": _numbers(values),
+            "colorscale": [[share, shade] for share, shade in zip((0, 0.5, 1), SHADES, strict=True)],
+            "showscale": True,
+            "line": {"width": 1, "color": "@fg"},
+            "colorbar": {
+                "title": {"text": f"front: {escape(view.title(plot.shade))}", "side": "right"},
+                "thickness": 10,
+                "outlinewidth": 0,
+            },
+        }
     for name, spread in (("error_x", wide[rows]), ("error_y", high[rows])):
         if spread.any():
             trace[name] = {

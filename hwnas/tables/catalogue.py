@@ -194,7 +194,8 @@ def _read(path: Path, columns: Mapping[str, str] | None) -> dict[Kind, pa.Table]
     if kind is None:
         raise InvalidTable(
             f"{path}: no table that hwnas knows. It wants 'arch' or 'index', and accuracies in percent "
-            f"({', '.join(columns_of(ACCURACY))}; under attack {', '.join(columns_of(ROBUSTNESS))}) or costs like {columns_of(HARDWARE)[0]}; "
+            f"({', '.join(columns_of(ACCURACY))}; under attack {', '.join(columns_of(ROBUSTNESS))}) "
+            f"or costs like {columns_of(HARDWARE)[0]}; "
             f"it has {', '.join(table.column_names[:12])}"
         )
     return {kind: table}

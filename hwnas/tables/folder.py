@@ -91,9 +91,7 @@ def find_folder(explicit: str | os.PathLike[str] | None = None) -> Path | None:
     if not folder.is_dir():
         raise TablesNotFound(missing(folder, named))
     if not _present(folder):
-        raise TablesNotFound(
-            f"the folder {str(folder)!r} ({named}) holds none of {_FILES}; {remedy(folder)}"
-        )
+        raise TablesNotFound(f"the folder {str(folder)!r} ({named}) holds none of {_FILES}; {remedy(folder)}")
     return folder
 
 
