@@ -13,8 +13,7 @@ from hwnas.core import pareto
 
 Floats = NDArray[np.float64]
 
-_FRONT_CAP = {1: 10_000, 2: 10_000, 3: 16}  # front points kept, by number of objectives
-_FRONT_CAP_ABOVE = 8
+_MANY_OBJECTIVES, _FRONT_CAP = 4, 8  # from so many objectives on, front points that are kept
 _SQRT_2_PI = float(np.sqrt(2 * np.pi))
 
 
@@ -28,14 +27,15 @@ def expected_excess(bound: Floats | float, mean: Floats, std: Floats) -> Floats:
 def expected_hypervolume_improvement(front: Floats, reference: Floats, mean: Floats, std: Floats) -> Floats:
     """Expected growth of the volume that a front dominates up to a reference point, exactly.
 
-    The first objective cuts what is not dominated into strips between front points. In strip i only the points to
-    its left count, and the expected length of the part that a candidate dominates is the difference of
-    `expected_excess` at the strip's ends: EHVI_m = sum_i length_i EHVI_{m-1}(front points left of strip i). For one
-    objective this is expected improvement, for two the known closed form (Emmerich et al. 2011).
+    What is not dominated is cut into boxes. Of a box the expected part that a candidate dominates is, as the losses
+    are independent, the product over objectives of the differences of `expected_excess` at the box's ends. With two
+    objectives the boxes are the strips between front points (Emmerich et al. 2011), with three there are at most
+    2 k + 1 of them, see `boxes`. With more, the first objective cuts strips, in each of which the points to its left
+    count: EHVI_m = sum_i length_i EHVI_{m-1}(front points left of strip i).
 
     Args:
-        front: `k x m`; dominated points and those beyond the reference change nothing. From three objectives on only
-            the 16 (8 from four on) least crowded points count, as the number of strips grows like k^(m-1).
+        front: `k x m`; dominated points and those beyond the reference change nothing. From four objectives on only
+            the 8 least crowded points count, as the number of boxes grows like k^(m-2).
         reference: `m`.
         mean: `n x m`.
         std: `n x m`, above 0.
@@ -46,10 +46,61 @@ def expected_hypervolume_improvement(front: Floats, reference: Floats, mean: Flo
     m = len(reference)
     front = front[(front < reference).all(axis=1)]
     front = front[pareto.non_dominated(front)] if len(front) else front
-    cap = _FRONT_CAP.get(m, _FRONT_CAP_ABOVE)
-    if len(front) > cap:
-        front = front[np.argsort(-pareto.crowding_distance(front), kind="stable")[:cap]]
+    if m >= _MANY_OBJECTIVES and len(front) > _FRONT_CAP:
+        front = front[np.argsort(-pareto.crowding_distance(front), kind="stable")[:_FRONT_CAP]]
     return np.maximum(_improvement(front, reference, mean, std), 0.0)
+
+
+def boxes(front: Floats, reference: Floats) -> tuple[Floats, Floats]:
+    """What no point of a front dominates up to a reference point, three objectives, as boxes without overlap.
+
+    A plane moves along the first objective. What is free in it lies below a staircase over the other two, whose steps
+    begin where a point is passed and end where a later one cuts them; each step that ends is a box.
+
+    Args:
+        front: `k x 3`, each below the reference; may hold dominated points.
+        reference: `3`.
+
+    Returns:
+        Lower and upper corners, at most `2 k + 1 x 3` each; lower ones are -inf where a box has no end.
+    """
+    lower: list[tuple[float, float, float]] = []
+    upper: list[tuple[float, float, float]] = []
+
+    def close(start: float, left: float, right: float, top: float, end: float) -> None:
+        if start < end:
+            lower.append((start, left, -np.inf))
+            upper.append((end, right, top))
+
+    # (where it began in the first objective, left and right end in the second, top in the third); tops fall to the right
+    steps = [(-np.inf, -np.inf, float(reference[1]), float(reference[2]))]
+    for x, y, z in front[np.lexsort(front.T[::-1])].tolist():
+        kept, cut = [], []
+        for step in steps:
+            (cut if step[2] > y and step[3] > z else kept).append(step)
+        if not cut:
+            continue  # dominated by points that were passed
+        for start, left, right, top in cut:
+            close(start, left, right, top, x)
+            if left < y:
+                kept.append((x, left, y, top))
+        kept.append((x, y, cut[-1][2], z))
+        steps = sorted(kept, key=lambda step: step[1])
+    for step in steps:
+        close(*step, float(reference[0]))
+    return np.array(lower).reshape(-1, 3), np.array(upper).reshape(-1, 3)
+
+
+def _over_boxes(lower: Floats, upper: Floats, mean: Floats, std: Floats) -> Floats:
+    """`n`: the sum over boxes of the product over objectives of expected lengths."""
+    product = np.ones((len(mean), len(lower)))
+    for j in range(lower.shape[1]):
+        ends, places = np.unique(np.concatenate((lower[:, j], upper[:, j])), return_inverse=True)
+        below = np.zeros((len(mean), len(ends)))
+        known = np.isfinite(ends)  # nothing is expected below -inf
+        below[:, known] = expected_excess(ends[known], mean[:, [j]], std[:, [j]])
+        product *= below[:, places[len(lower) :]] - below[:, places[: len(lower)]]
+    return np.asarray(product.sum(axis=1))
 
 
 def chance_below(bound: float, mean: Floats, std: Floats) -> Floats:
@@ -66,6 +117,8 @@ def _improvement(front: Floats, reference: Floats, mean: Floats, std: Floats) ->
     if len(reference) == 2:
         heights = np.minimum.accumulate(np.append(reference[1], front[:, 1]))
         return np.asarray((lengths * expected_excess(heights, mean[:, [1]], std[:, [1]])).sum(axis=1))
+    if len(reference) == 3:
+        return _over_boxes(*boxes(front, reference), mean, std)
     total = np.zeros(len(mean))
     for i in range(len(ends)):
         total += lengths[:, i] * _improvement(front[:i, 1:], reference[1:], mean[:, 1:], std[:, 1:])
