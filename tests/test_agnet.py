@@ -22,7 +22,7 @@ from hwnas.core.state import SearchState
 from hwnas.core.stopping import Outlook
 from hwnas.errors import InvalidArchitecture, InvalidSetting
 from hwnas.evaluators.surrogate import SurrogateEvaluator
-from hwnas.generators.acquisition import chance_below, expected_excess, expected_hypervolume_improvement
+from hwnas.generators.acquisition import boxes, chance_below, expected_excess, expected_hypervolume_improvement
 from hwnas.generators.agnet import AgNet, Settings, _choose, _Chooser, _Goal
 from hwnas.generators.foresight import foresee
 from hwnas.generators.graph_sampler import GraphSampler
@@ -108,6 +108,31 @@ class TestAcquisition:
         inside = expected_hypervolume_improvement(front, np.ones(2), np.array([[0.25, 0.75]]), std)
         behind = expected_hypervolume_improvement(front, np.ones(2), np.array([[0.6, 0.6]]), std)
         assert (inside[0], behind[0]) == pytest.approx((0.25 * 0.25, 0.0), abs=1e-8)
+
+    def test_three_objectives_count_every_point_of_a_long_front(self) -> None:
+        rng = np.random.default_rng(0)
+        directions = np.abs(rng.normal(size=(60, 3)))
+        front = 1 - directions / np.linalg.norm(directions, axis=1, keepdims=True)  # on a sphere: none is dominated
+        reference, mean = np.array([0.9, 1.0, 0.8]), rng.random((40, 3))
+        before = pareto.hypervolume(front, reference)
+        gains = [pareto.hypervolume(np.vstack((front, y)), reference) - before for y in mean]
+        found = expected_hypervolume_improvement(front, reference, mean, np.full((40, 3), 1e-9))
+        assert found == pytest.approx(gains, abs=1e-7)
+        assert max(gains) > 0.01
+
+    def test_boxes_fill_what_is_not_dominated_once(self) -> None:
+        rng = np.random.default_rng(1)
+        front = rng.integers(0, 6, size=(40, 3)) / 6  # ties, twins and dominated points
+        front, reference = np.vstack((front, front[:5])), np.ones(3)
+        lower, upper = boxes(front, reference)
+        assert len(lower) <= 2 * len(front) + 1
+        points = rng.random((2000, 3))
+        inside = ((lower <= points[:, None]) & (points[:, None] < upper)).all(axis=2).sum(axis=1)
+        dominated = (front <= points[:, None]).all(axis=2).any(axis=1)
+        assert 100 < dominated.sum() < 1900
+        assert (inside == ~dominated).all()
+        lower, upper = boxes(np.zeros((0, 3)), reference)
+        assert (lower.tolist(), upper.tolist()) == ([[-np.inf] * 3], [[1.0] * 3])
 
     def test_excess_and_chance(self) -> None:
         one = np.ones(1)

@@ -210,6 +210,22 @@ def test_projections_put_the_budget_first_and_one_objective_over_time() -> None:
     assert alone.coordinates(view_of(search(ERROR, bound=None, count=3)))[0].tolist() == [1, 2, 3]
 
 
+def test_a_front_of_three_objectives_has_the_colour_of_the_one_on_neither_axis() -> None:
+    view = view_of(search(ERROR, LATENCY, ENERGY, bound=None))
+    assert [(p.x, p.shade) for p in projections(view)] == [(LATENCY, ENERGY), (ENERGY, LATENCY)]
+    for k, column in enumerate((ENERGY, LATENCY)):
+        (front,) = [t for t in every_plot(view)[f"front-{k}"]["data"] if t["name"].startswith("front")]
+        values = view.values[front["customdata"], view.columns.index(column)]
+        assert front["marker"]["color"] == values.tolist()
+        assert front["marker"]["colorbar"]["title"]["text"] == f"front: {view.title(column)}"
+    bars = [axes.get_ylabel() for axes in report.front_figure(view).axes if axes.get_ylabel().startswith("front")]
+    assert bars == [f"front: {view.title(column)}" for column in (ENERGY, LATENCY)]
+    assert "the front's points have its colour" in "".join(Page(report.html(view)).visible)
+    # both objectives are on the axes, or two are on none: the front has a colour of its own
+    for objectives in ((ERROR, LATENCY), (ERROR, LATENCY, ENERGY, ("params_m", None))):
+        assert {p.shade for p in projections(view_of(search(*objectives, bound=None)))} == {None}
+
+
 def test_staircase_bounds_every_point_of_the_front_and_no_better_one() -> None:
     view = view_of(search(bound=None))
     (plot,) = projections(view)

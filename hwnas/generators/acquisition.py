@@ -72,7 +72,7 @@ def boxes(front: Floats, reference: Floats) -> tuple[Floats, Floats]:
             lower.append((start, left, -np.inf))
             upper.append((end, right, top))
 
-    # (where it began in the first objective, left and right end in the second, top in the third); tops fall to the right
+    # where it began in the first objective, left and right end in the second, top in the third; tops fall to the right
     steps = [(-np.inf, -np.inf, float(reference[1]), float(reference[2]))]
     for x, y, z in front[np.lexsort(front.T[::-1])].tolist():
         kept, cut = [], []
