@@ -192,7 +192,7 @@ def plan(options: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
 def write_report(records: Records, folder: Path, bench: Bench) -> None:
     """Write `three_objectives.md` and its picture into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    finished = [r for r in records if f"gap_{max(POINTS)}" in r]
+    finished = sorted((r for r in records if f"gap_{max(POINTS)}" in r), key=lambda r: TASKS.index(r["task"]))
     lines = [
         "# Three objectives",
         "",

@@ -302,7 +302,9 @@ def test_a_table_of_accuracies_may_lack_columns_but_not_all(tmp_path: Path) -> N
 
 
 def test_accuracies_under_attack_are_a_table_of_their_own(tmp_path: Path) -> None:
-    folder = put(tmp_path / "tables", accuracies())
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    put(folder, accuracies())
     source = tmp_path / "mine.csv"
     pyarrow.csv.write_csv(under_attack().select(["index", ROBUST, "pgd_linf_1.0"]), source)
     (added,) = add(source, folder)
