@@ -75,9 +75,8 @@ def boxes(front: Floats, reference: Floats) -> tuple[Floats, Floats]:
     # where it began in the first objective, left and right end in the second, top in the third; tops fall to the right
     steps = [(-np.inf, -np.inf, float(reference[1]), float(reference[2]))]
     for x, y, z in front[np.lexsort(front.T[::-1])].tolist():
-        kept, cut = [], []
-        for step in steps:
-            (cut if step[2] > y and step[3] > z else kept).append(step)
+        kept = [step for step in steps if step[2] <= y or step[3] <= z]
+        cut = [step for step in steps if step[2] > y and step[3] > z]
         if not cut:
             continue  # dominated by points that were passed
         for start, left, right, top in cut:
