@@ -23,7 +23,7 @@ from hwnas.core.recommending import by_weights, portfolio, presented
 from hwnas.core.state import Evaluation, SearchState
 from hwnas.core.stopping import Stopped
 from hwnas.core.wording import origin, origins
-from hwnas.errors import InvalidSetting, RunCorrupt, RunError, UsageError
+from hwnas.errors import ExportFailed, InvalidSetting, RunCorrupt, RunError, UsageError
 from hwnas.finals import Finals, check_exported, keep_samples, measure_front, predicted_front, summarise
 from hwnas.loop import OnStep, Search, replay
 from hwnas.measure import Measure, Wanted, count
@@ -168,6 +168,16 @@ class SearchResult:
             return None
         told = {device: chosen.told(device) for device in self.state.front_devices}
         return Shipped(self._found(chosen.index), chosen.admissible, chosen.regrets, chosen.violations, told)
+
+    @property
+    def nearest(self) -> Found | None:
+        """Where nothing is feasible the evaluated architecture that misses the budgets by least; else None."""
+        return None if self.view.nearest is None else self._found(self.view.nearest)
+
+    @property
+    def knee(self) -> Found | None:
+        """The front's knee; None for one objective, several fronts or fewer than three points."""
+        return None if self.view.knee is None else self._found(self.view.knee)
 
     def pick(self, *, weights: Mapping[str, float]) -> Found | None:
         """The architecture of the front that is best by some importances of the objectives (`core.picking.asf`).
@@ -351,10 +361,17 @@ class Run:
     def _write(self, directory: RunDirectory, result: SearchResult, models: str) -> SearchResult:
         """Write everything that a finished run has; the result with what the exported models' check said."""
         directory.write_archive(result.state)
+        _write_front(result, directory)  # small and what was paid for: before models, which may fill a disk
         files: list[Path] = []
         if models != "none" and result.front:
             which = "best" if models == "best" else "front"
-            manifest = export(result, directory.path / MODELS, which=which, force=True)
+            try:
+                manifest = export(result, directory.path / MODELS, which=which, force=True)
+            except ExportFailed as error:
+                raise ExportFailed(
+                    f"{error}. The search is done and its front written; its models, pictures and report come with: "
+                    f"hwnas search --resume {shlex.quote(str(directory.path))}"
+                ) from error
             files = [directory.path / MODELS / entry["file"] for entry in manifest["models"]]
             if self.assembly.measured:
                 result = self._check(result, manifest, files)
@@ -501,7 +518,7 @@ def _check_threshold(given: Mapping[str, Any], asked: SearchConfig) -> None:
 def _same_sources(directory: RunDirectory, assembly: Assembly) -> None:
     then = dict(directory.info.get("sources", {}))
     for column, now in assembly.sources.items():
-        if then.get(column, now) != now:
+        if then.get(column, now) != now and now != "counted":
             raise RunError(
                 f"{directory.path} took {column} from {then[column]!r}; now it would come from {now!r}. Restore the "
                 "source (--tables, HWNAS_TABLES), or start a new run"
@@ -697,6 +714,15 @@ def write_report(result: SearchResult, directory: RunDirectory | None = None) ->
     Raises:
         RunError: The result has no directory, or it cannot be written.
     """
+    folder = _write_front(result, directory)
+    try:
+        return report.write_report(result.view, folder)
+    except OSError as error:
+        raise RunError(f"the report cannot be written to {folder}: {error}. The search itself is kept") from error
+
+
+def _write_front(result: SearchResult, directory: RunDirectory | None) -> Path:
+    """Write front.csv and front.json; the run directory. Errors as `write_report`."""
     if result.folder is None:
         raise UsageError("this result has no run directory; search with out=...")
     view, named = result.view, result.view.state.architectures
@@ -718,12 +744,7 @@ def write_report(result: SearchResult, directory: RunDirectory | None = None) ->
             rows=view.shown,
             reported=result.reported,
         )
-    try:
-        return report.write_report(result.view, result.folder)
-    except OSError as error:
-        raise RunError(
-            f"the report cannot be written to {result.folder}: {error}. The search itself is kept"
-        ) from error
+    return result.folder
 
 
 def export(

@@ -13,6 +13,7 @@ from hwnas.core.metrics import FAMILIES, METRICS, candidates
 from hwnas.core.objective import Constraint, Objective
 from hwnas.core.protocols import Evaluator, Generator, SearchSpace, Store
 from hwnas.core.state import SearchState
+from hwnas.core.wording import origin
 from hwnas.devices import device_names, load_device, no_source
 from hwnas.errors import InvalidSetting, TablesNotFound
 from hwnas.evaluators.measured import MeasuredEvaluator
@@ -67,7 +68,9 @@ class Assembly:
         for (metric, device), evaluator in (*self.plan, *self.reported):
             context = evaluator.context(metric, device)
             assert context is not None
-            words = [str(context.source), context.origin or context.runtime or "", context.split or ""]
+            words = [origin(context)]
+            if not context.counted:
+                words += [context.origin or context.runtime or "", context.split or ""]
             told[f"{metric}@{device}" if device else metric] = ", ".join(filter(None, words))
         return told
 

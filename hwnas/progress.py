@@ -81,8 +81,8 @@ class Measuring:
 class Progress(Measuring):
     """What a user sees while a search runs.
 
-    Its hypervolume names its reference point, the worst values of the first step, since the report has another one: the
-    worst of the whole run, which is known only at the end.
+    Its hypervolume names its reference point, the worst values of the first step. The report has another one, the worst
+    of the whole run, which is known only at the end; so the last line, which stays, leaves it to the report.
 
     Args:
         console: Where to write.
@@ -110,9 +110,9 @@ class Progress(Measuring):
         """One step is done."""
         if not self._shown:
             return
-        told = self._told(state)
-        self._bar.update(self._task, completed=len(state.archive), told=told)
         finished = state.stopped(self._rule).reason is not None
+        told = self._told(state, finished)
+        self._bar.update(self._task, completed=len(state.archive), told=told)
         if not self._live and (finished or time.monotonic() - self._said >= _PLAIN_EVERY_S):
             self._said = time.monotonic()
             self._console.print(
@@ -120,10 +120,10 @@ class Progress(Measuring):
                 highlight=False,
             )
 
-    def _told(self, state: SearchState) -> str:
+    def _told(self, state: SearchState, finished: bool) -> str:
         if state.front_devices:
             return "  ".join(f"{device}: {self._told_of(goal, short=True)}" for device, goal in state.by_device.items())
-        return self._told_of(state, short=False)
+        return self._told_of(state, short=finished)
 
     def _told_of(self, state: SearchState, *, short: bool) -> str:
         objective = primary_objective(state)
@@ -133,7 +133,7 @@ class Progress(Measuring):
         else:
             wanted = state.objectives[objective]
             words = "best " + show(wanted.metric, wanted.value(float(state.losses[best, objective])))
-        if short:  # a line has no room for the volumes of several fronts
+        if short:
             return f"{words}, front {len(state.front_indices)}"
         if len(state.objectives) > 1:
             if self._reference is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -21,6 +22,7 @@ import hwnas
 from hwnas import api, registry, report
 from hwnas.cli import NOTHING_FEASIBLE, app, main
 from hwnas.errors import (
+    ExportFailed,
     InvalidBudget,
     InvalidSetting,
     RunExists,
@@ -436,9 +438,11 @@ def test_run_directory_holds_everything(tmp_path: Path, capsys: pytest.CaptureFi
     assert session.get_inputs()[0].shape == [1, 3, 32, 32]
 
     # a finished run: shown again, exported again, never overwritten
+    (out / "report.html").unlink()
     assert cli("report", str(out), "--json") == 0
     again = json.loads(capsys.readouterr().out)
     assert again["recommended"] == front["recommended"]
+    assert (out / "report.html").stat().st_size > 100  # --json is about what is printed, not about what is written
     for name in ("front.csv", "front.json"):
         whole = (out / name).read_bytes()
         (out / name).unlink()
@@ -472,6 +476,33 @@ def test_nothing_feasible_ends_normally_with_code_1(tmp_path: Path, capsys: pyte
     assert front["front"] == []
     assert front["nearest"]["key"].startswith("nb201:")
     assert "≈" in capsys.readouterr().out
+    nearest = hwnas.load(out).nearest
+    assert nearest is not None
+    assert nearest.architecture.key == front["nearest"]["key"]
+    # quiet means few words, not that nobody is told
+    assert cli(*words[:-1], str(tmp_path / "quiet"), "--quiet") == NOTHING_FEASIBLE
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.splitlines() == [f"nothing meets the budgets; see {tmp_path / 'quiet'}"]
+
+
+def test_models_that_cannot_be_written_cost_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a disk that is full: the front was paid for, and the message says how the rest is had."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise ExportFailed("could not write models: no space left on device")
+
+    out = tmp_path / "run"
+    monkeypatch.setattr(api, "export", full)
+    with pytest.raises(ExportFailed, match=rf"no space left.*hwnas search --resume {re.escape(str(out))}$"):
+        hwnas.search(device="fpga", out=out, **FAST)
+    assert (
+        len((out / "front.csv").read_text().splitlines())
+        == len(json.loads((out / "front.json").read_text())["front"]) + 1
+    )
+    monkeypatch.undo()
+    assert cli("search", "--resume", str(out), "--quiet") == 0
+    assert list((out / "models").glob("*.onnx"))
 
 
 def test_json_is_all_there_is_on_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

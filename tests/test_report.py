@@ -444,13 +444,28 @@ def test_the_second_figure_of_time_has_a_name() -> None:
     )
 
 
-def test_the_live_hypervolume_names_its_reference_point() -> None:
+def test_the_live_hypervolume_names_its_reference_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hwnas.progress._PLAIN_EVERY_S", 0.0)
     state = search(count=10)
     console = Console(width=200, record=True, file=open("/dev/null", "w"), color_system=None)  # noqa: SIM115
-    Progress(console, shown=True).step(replace(state, queries=10), Ledger())
+    progress = Progress(console, shown=True)
+    progress.step(replace(state, queries=20), Ledger())
+    progress.step(replace(state, queries=10), Ledger())
     console.file.close()
     error, latency = pareto.reference_point(state.losses)
-    assert f"(up to {error:.2f} %, {latency:.3f} ms)" in console.export_text()
+    live, last = console.export_text().splitlines()
+    assert f"(up to {error:.2f} %, {latency:.3f} ms)" in live
+    assert "hypervolume" not in last  # the report follows, with its own reference point
+
+
+def test_a_search_that_has_seen_everything_says_so() -> None:
+    state = replace(search(count=81), queries=200)
+    view = report.RunView.of(state, Ledger(evaluations=81), SPACE, CONFIG)
+    assert view.finished
+    assert "Ended after 81 of 200 evaluations: the space has no more architectures." in report.sentences(view)
+    assert report.to_json(view)["stopped"]["reason"] == "exhausted"
+    fewer = report.RunView.of(replace(search(count=80), queries=200), Ledger(), SPACE, CONFIG)
+    assert not fewer.finished
 
 
 def test_the_live_line_has_the_best_and_the_front_of_each_device() -> None:

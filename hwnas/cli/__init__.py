@@ -187,13 +187,19 @@ def search(
             result = run.finish(on_step=progress.step, on_measure=progress.on_device, models=models)
         except KeyboardInterrupt:
             progress.stop()
-            if progress.folder is not None:
+            if progress.folder is None:
+                console.print("Stopped before anything was paid for.")
+            else:
                 console.print(
                     f"Stopped. Everything paid for is kept; continue with: hwnas search --resume {progress.folder}"
                 )
             raise
     _show(result, as_json=as_json, quiet=quiet)
     if not result.view.answered or result.finals.broken:
+        if quiet and not as_json:
+            where = "" if result.folder is None else f"; see {result.folder}"
+            why = "the exported model misses its budget" if result.view.answered else "nothing meets the budgets"
+            console.print(f"{why}{where}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(NOTHING_FEASIBLE)
 
 
@@ -206,8 +212,7 @@ def report(
     from hwnas import api
 
     result = api.load(run)
-    if not as_json:
-        api.write_report(result)
+    api.write_report(result)
     _show(result, as_json=as_json)
 
 

@@ -63,14 +63,15 @@ class Stopped:
     """How a search came to stand where it does.
 
     Attributes:
-        reason: "queries": all were spent; "converged"; None: it is going on, or was interrupted.
+        reason: "queries": all were spent; "converged"; "exhausted": the space has no more architectures; None: it is
+            going on, or was interrupted.
         evaluations: Paid until then.
         queries: That it might have paid.
         threshold: The rule's; None without one.
         outlook: What its generator expects of going on, predicted; None where nobody asked, or it could not tell.
     """
 
-    reason: Literal["queries", "converged"] | None
+    reason: Literal["queries", "converged", "exhausted"] | None
     evaluations: int
     queries: int
     threshold: float | None = None

@@ -190,6 +190,8 @@ def _stopped(view: RunView) -> list[str]:
     words = f"{told.evaluations} of {told.queries} evaluations"
     if told.reason is None:
         return [f"Stopped after {words}."]
+    if told.reason == "exhausted":
+        return [f"Ended after {words}: the space has no more architectures."]
     if view.rule is None or expected is None:
         return []
     missed, low, high = (percent(x) for x in (expected.missed, expected.low, expected.high))

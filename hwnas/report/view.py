@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import shlex
 import sys
@@ -85,6 +86,7 @@ class RunView:
         rule: By which the search may end before its queries are spent; None for never.
         device: The device whose front this is, in a view of a search that has several.
         common: There, the archive index of the one network for all devices.
+        exhausted: Whether every architecture of the space was evaluated.
     """
 
     state: SearchState
@@ -104,6 +106,7 @@ class RunView:
     rule: StopRule | None = None
     device: str | None = None
     common: int | None = None
+    exhausted: bool = False
 
     @classmethod
     def of(
@@ -162,6 +165,7 @@ class RunView:
             measured={name: _repeatability(told) for name, told in (measured or {}).items()},
             weights=None if weights is None else tuple(weights),
             rule=rule,
+            exhausted=len(state.archive) == math.prod(space.choices),
         )
 
     @cached_property
@@ -223,7 +227,8 @@ class RunView:
     @cached_property
     def stopped(self) -> Stopped:
         """Why the search ended, if it did, and what was expected of going on."""
-        return self.state.stopped(self.rule)
+        told = self.state.stopped(self.rule)
+        return replace(told, reason="exhausted") if told.reason is None and self.exhausted else told
 
     @property
     def finished(self) -> bool:
