@@ -8,9 +8,14 @@ defaults but where a comment says why not.
 
 from __future__ import annotations
 
+import contextlib
+import random
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
+from unittest.mock import patch
 
 import numpy as np
 from numpy.typing import NDArray
@@ -188,6 +193,99 @@ class BoTorchPeer:
             self._y.append(losses)
 
 
+@contextlib.contextmanager
+def _all_seeded(rng: np.random.Generator) -> Iterator[None]:
+    """The global streams of Python, NumPy and torch seeded from `rng`, and restored; for packages that draw there."""
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    random.seed(int(rng.integers(2**62)))
+    np.random.set_state(np.random.RandomState(int(rng.integers(2**32))).get_state())  # noqa: NPY002
+    try:
+        with torch_seeded(rng):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002
+
+
+class HeboPeer:
+    """HEBO's `GeneralBO`, its optimiser for several objectives and constraints (Cowen-Rivers et al. 2022, arXiv
+    2012.03826; release 0.3.6): one Gaussian process a loss on embeddings of the choices, NSGA-II over their lower
+    confidence bounds, and of that front four cells, the least certain one among them.
+
+    Args:
+        seed: Of every stream that HEBO draws from; it takes none itself.
+        limit: Most of the second loss (latency) that is feasible, as `GeneralBO`'s own constraint; None for none.
+        objectives: How many losses.
+    """
+
+    BATCH = 4
+
+    def __init__(self, seed: int, limit: float | None, objectives: int) -> None:
+        from hebo.acq_optimizers import evolution_optimizer
+        from hebo.design_space.design_space import DesignSpace
+        from hebo.optimizers.general import GeneralBO
+
+        self._inner = evolution_optimizer
+        self._names = [f"edge{i}" for i in range(EDGES)]
+        choice = {"type": "cat", "categories": list(range(OPERATIONS))}
+        space = DesignSpace().parse([{"name": name, **choice} for name in self._names])
+        self._limit = limit
+        self._rng = np.random.default_rng(seed)
+        self._optimiser = GeneralBO(space, num_obj=objectives, num_constr=0 if limit is None else 1)
+
+    def ask(self) -> Sequence[Code]:
+        # pymoo of release 0.6.2 follows a seed of its own, which HEBO does not pass on
+        seeded = partial(self._inner.minimize, seed=int(self._rng.integers(2**31)))
+        with warnings.catch_warnings(), _all_seeded(self._rng), patch.object(self._inner, "minimize", seeded):
+            warnings.simplefilter("ignore")  # of gpytorch, about jitter
+            found = self._optimiser.suggest(n_suggestions=self.BATCH)
+        return list(map(tuple, found[self._names].to_numpy(dtype=int).tolist()))
+
+    def tell(self, code: Code, losses: Losses | None) -> None:
+        import pandas as pd
+
+        if losses is not None:
+            told = losses if self._limit is None else (*losses, losses[1] - self._limit)
+            self._optimiser.observe(pd.DataFrame([code], columns=self._names), np.array([told]))
+
+
+class NepsPeer:
+    """NePS's Bayesian optimisation (release 0.17.0, github.com/automl/neps), the optimiser that it offers where there
+    are neither fidelities nor priors: one Gaussian process for all losses, qLogNEHVI, four cells at a time.
+
+    That release hands the losses, which are to become small, to BoTorch, which makes them large; with one loss it turns
+    the sign. Here it is told the losses with the sign turned, and as reference point the worst that was seen of each,
+    which it would take itself.
+    """
+
+    BATCH = 4
+
+    def __init__(self, seed: int) -> None:
+        import neps
+
+        choices = {f"edge{i}": neps.HPOCategorical(choices=list(range(OPERATIONS))) for i in range(EDGES)}
+        self._optimiser = neps.algorithms.bayesian_optimization(neps.SearchSpace(choices))
+        self._loop = neps.AskAndTell(self._optimiser)
+        self._rng = np.random.default_rng(seed)
+        self._waiting: deque[Any] = deque()  # trials that were asked for, in that order
+        self._worst: Losses | None = None
+
+    def ask(self) -> Sequence[Code]:
+        if self._worst is not None:
+            self._optimiser.reference_point = tuple(-x for x in self._worst)
+        with warnings.catch_warnings(), _all_seeded(self._rng):
+            warnings.simplefilter("ignore")  # jitter added, fits retried: BoTorch deals with both
+            self._waiting.extend(self._loop.ask(n=self.BATCH))
+        return [tuple(int(trial.config[f"edge{i}"]) for i in range(EDGES)) for trial in self._waiting]
+
+    def tell(self, code: Code, losses: Losses | None) -> None:
+        del code
+        trial = self._waiting.popleft()
+        if losses is not None:  # a failure stays pending: release 0.17.0 cannot be told of one beside several losses
+            self._worst = tuple(map(max, losses, self._worst or losses))
+            self._loop.tell(trial, [-x for x in losses])
+
+
 # each is made of a seed, a latency limit (None for none) and the number of losses
 PEERS: Mapping[str, Callable[[int, float | None, int], Peer]] = {
     "optuna-tpe": lambda seed, limit, m: OptunaPeer("tpe", seed, limit, m),
@@ -196,12 +294,15 @@ PEERS: Mapping[str, Callable[[int, float | None, int], Peer]] = {
     "syne-tune-morea-ranked": lambda seed, _, m: SyneTunePeer(seed, ranked=True),
     "optuna-gp": lambda seed, limit, m: OptunaPeer("gp", seed, limit, m),
     "botorch-qlognehvi": lambda seed, _, m: BoTorchPeer(seed),
+    "hebo": HeboPeer,
+    "neps-bo": lambda seed, _, m: NepsPeer(seed),
 }
-SLOW = ("optuna-gp", "botorch-qlognehvi")  # minutes a search
+SLOW = ("optuna-gp", "botorch-qlognehvi", "hebo", "neps-bo")  # minutes a search
 NO_BUDGET = (
     "syne-tune-morea",
     "syne-tune-morea-ranked",
     "botorch-qlognehvi",
+    "neps-bo",
 )  # no constraint, or none that is set here
 
 

@@ -34,6 +34,8 @@ OTHERS = {
     "botorch-qlognehvi": "#cc79a7",
     "syne-tune-morea": "#f0e442",
     "syne-tune-morea-ranked": "#aa4499",
+    "hebo": "#117733",
+    "neps-bo": "#882255",
 }
 ORDER = (*OURS, *OTHERS)
 POINTS = (50, 100, 200)

@@ -5,10 +5,15 @@
     HWNAS_TABLES=DIR python benchmarks/search_quality.py --out results --report docs/benchmarks
 
 Three protocols, all run by default: `front` (error and latency, 18 tasks), `budget` (one latency limit, five devices)
-and `single` (error alone, three data sets). Peers need `pip install '.[bench]'`, Syne Tune's besides `pip install
---no-deps syne-tune dill` (its dependencies would bring a CUDA library that nothing here uses). What is cheap has many
-seeds, `agnet` 10 and `agnet-paper` 5; Optuna's GP sampler and BoTorch take minutes a search and run on six tasks with
-two seeds, last. Under a budget only what knows constraints runs.
+and `single` (error alone, three data sets). Peers need `pip install '.[bench]'`, and besides
+
+    pip install --no-deps syne-tune dill       # its dependencies would bring a CUDA library that nothing here uses
+    pip install --no-deps HEBO disjoint-set    # its pins are NumPy < 1.25 and pymoo 0.6.0; it runs on what is there
+
+NePS needs an older BoTorch than the peer of that name, so an environment of its own with `pip install .
+neural-pipeline-search`, and there `--generators neps-bo` into the same results folder. What is cheap has many seeds,
+`agnet` 10 and `agnet-paper` 5; Optuna's GP sampler, BoTorch, HEBO and NePS take minutes a search and run on six tasks
+with two seeds, last. Under a budget only what knows constraints runs.
 
 Each search is one file in the results folder, written when it ends; finished ones are skipped, so a stopped run goes
 on where it was. All files together are also written as results.parquet. Settings of our methods were chosen on CIFAR-10
@@ -254,7 +259,8 @@ def search_record(protocol: str, name: str, method: str, seed: int, rows: Sequen
 
 def versions() -> dict[str, str]:
     found = {"hwnas": hwnas.__version__}
-    for name in ("numpy", "torch", "pymoo", "moocore", "numba", "optuna", "botorch", "gpytorch", "syne-tune"):
+    packages = ("numpy", "torch", "pymoo", "moocore", "numba", "optuna", "botorch", "gpytorch", "syne-tune")
+    for name in (*packages, "HEBO", "neural-pipeline-search"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

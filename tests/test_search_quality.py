@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -193,6 +194,35 @@ def test_botorch_searches_among_cells_that_were_not_asked_for(tables_dir: Path) 
     assert len(set(record["rows"])) == 30
     again = search_quality.run_one(bench, "front", "cifar10/edgetpu", "botorch-qlognehvi", 0, 30)
     assert record["rows"] == again["rows"]
+
+
+CELLS = np.array(list(itertools.product(range(peers.OPERATIONS), repeat=peers.EDGES)))
+
+
+def _cell(code: peers.Code) -> int:
+    return int(np.ravel_multi_index(code, (peers.OPERATIONS,) * peers.EDGES))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "package", "limit"), [("hebo", "hebo", None), ("hebo", "hebo", 40.0), ("neps-bo", "neps", None)]
+)
+def test_a_model_of_two_sums_finds_small_ones_and_follows_its_seed(
+    name: str, package: str, limit: float | None
+) -> None:
+    pytest.importorskip(package, reason=f"{name} needs a package of its own, see benchmarks/search_quality.py")
+    # both losses fall with one edge and with another, so that a sum of both tells how good a cell is
+    losses = np.stack([20.0 * CELLS[:, 0] + CELLS[:, 1], 20.0 * CELLS[:, 1] + CELLS[:, 2]], axis=1)
+    losses[_cell((0, 0, 0, 0, 0, 0))] = NAN  # the best cannot be measured
+    state = np.random.get_state()[1].tolist()  # noqa: NPY002
+    rows, asked = peers.run_peer(peers.PEERS[name](1, limit), losses, _cell, 24)
+    assert np.random.get_state()[1].tolist() == state, "it moved the global stream"  # noqa: NPY002
+    assert len(set(rows)) == 24 <= asked
+    start, end = (np.nanmean(losses[part].sum(axis=1)) for part in (rows[:8], rows[-12:]))
+    assert end < 0.75 * start
+    assert (peers.run_peer(peers.PEERS[name](1, limit), losses, _cell, 24)[0]) == rows
 
 
 def _plan(*words: str) -> list[tuple[str, str, str, int, int]]:
