@@ -209,20 +209,20 @@ def _cell(code: peers.Code) -> int:
 @pytest.mark.parametrize(
     ("name", "package", "limit"), [("hebo", "hebo", None), ("hebo", "hebo", 40.0), ("neps-bo", "neps", None)]
 )
-def test_a_model_of_two_sums_finds_small_ones_and_follows_its_seed(
+def test_a_peer_with_a_model_makes_both_losses_small_and_follows_its_seed(
     name: str, package: str, limit: float | None
 ) -> None:
     pytest.importorskip(package, reason=f"{name} needs a package of its own, see benchmarks/search_quality.py")
-    # both losses fall with one edge and with another, so that a sum of both tells how good a cell is
+    # each loss is an edge's choice and a little of the next one's: cells with 0 in both edges are the best in both
     losses = np.stack([20.0 * CELLS[:, 0] + CELLS[:, 1], 20.0 * CELLS[:, 1] + CELLS[:, 2]], axis=1)
     losses[_cell((0, 0, 0, 0, 0, 0))] = NAN  # the best cannot be measured
     state = np.random.get_state()[1].tolist()  # noqa: NPY002
-    rows, asked = peers.run_peer(peers.PEERS[name](1, limit), losses, _cell, 24)
+    rows, asked = peers.run_peer(peers.PEERS[name](1, limit, 2), losses, _cell, 24)
     assert np.random.get_state()[1].tolist() == state, "it moved the global stream"  # noqa: NPY002
     assert len(set(rows)) == 24 <= asked
-    start, end = (np.nanmean(losses[part].sum(axis=1)) for part in (rows[:8], rows[-12:]))
-    assert end < 0.75 * start
-    assert (peers.run_peer(peers.PEERS[name](1, limit), losses, _cell, 24)[0]) == rows
+    # 16 % of all cells have small choices in both edges; one that makes the losses large soon asks for none of them
+    assert (CELLS[rows[8:], :2] <= 1).all(axis=1).mean() > 2 * 0.16
+    assert (peers.run_peer(peers.PEERS[name](1, limit, 2), losses, _cell, 24)[0]) == rows
 
 
 def _plan(*words: str) -> list[tuple[str, str, str, int, int]]:
