@@ -237,7 +237,7 @@ class HeboPeer:
         # pymoo of release 0.6.2 follows a seed of its own, which HEBO does not pass on
         seeded = partial(self._inner.minimize, seed=int(self._rng.integers(2**31)))
         with warnings.catch_warnings(), _all_seeded(self._rng), patch.object(self._inner, "minimize", seeded):
-            warnings.simplefilter("ignore")  # of gpytorch, about jitter
+            warnings.simplefilter("ignore")  # HEBO calls NumPy and torch in ways that are deprecated by now
             found = self._optimiser.suggest(n_suggestions=self.BATCH)
         return list(map(tuple, found[self._names].to_numpy(dtype=int).tolist()))
 
