@@ -298,6 +298,7 @@ PEERS: Mapping[str, Callable[[int, float | None, int], Peer]] = {
     "neps-bo": lambda seed, _, m: NepsPeer(seed),
 }
 SLOW = ("optuna-gp", "botorch-qlognehvi", "hebo", "neps-bo")  # minutes a search
+APART = ("neps-bo",)  # in an environment of its own: runs only where it is asked for by name
 NO_BUDGET = (
     "syne-tune-morea",
     "syne-tune-morea-ranked",

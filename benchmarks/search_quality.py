@@ -36,7 +36,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two threads are far slower under load
 
 import numpy as np
-from peers import NO_BUDGET, PEERS, SLOW, run_peer
+from peers import APART, NO_BUDGET, PEERS, SLOW, run_peer
 from quality_tasks import DATASETS, Floats, Task, all_tasks, load_error, load_task, searched
 
 import hwnas
@@ -54,7 +54,7 @@ from hwnas.tables.folder import Tables
 
 OURS = ("random", "evolution", "eda", "nsga2", "agnet-paper", "agnet")
 PYMOO = ("pymoo:nsga3", "pymoo:agemoea", "pymoo:smsemoa")  # through our seam, as nsga2
-METHODS = (*OURS, *PYMOO, *PEERS)
+METHODS = (*OURS, *PYMOO, *(name for name in PEERS if name not in APART))
 POINTS = (50, 100, 200)
 QUICK = ("cifar10/edgegpu", "cifar100/raspi4", "ImageNet16-120/fpga")
 QUICK_METHODS = tuple(name for name in METHODS if name not in SLOW and name != "agnet-paper")
@@ -353,7 +353,7 @@ def main() -> None:
     parser.add_argument("--tables", help="folder of Parquet tables; default HWNAS_TABLES")
     parser.add_argument("--tasks", help="e.g. cifar10/edgegpu,cifar100/fpga; default all")
     parser.add_argument("--seeds", help="e.g. 0-4; default each protocol's own, see above")
-    parser.add_argument("--generators", help="by commas; default all: " + ", ".join(METHODS))
+    parser.add_argument("--generators", help="by commas, also neps-bo; default all: " + ", ".join(METHODS))
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--quick", action="store_true", help="three tasks, two seeds, nothing that takes minutes")
     parser.add_argument("--report", type=Path, help="write tables and plots of the stored results there, run nothing")
