@@ -22,6 +22,7 @@ OURS = {
     "eda": "#f0e442",
     "nsga2": "#56b4e9",
     "agnet-paper": "#cc79a7",
+    "agnet-alone": "#009e73",
     "agnet": "#d55e00",
 }
 OTHERS = {
@@ -44,10 +45,11 @@ FIGURES = (
     ("regret_200", "regret at 200"),
     ("recall_200", "recall at 200"),
     ("cpu_s", "CPU s a search"),
+    ("labels", "labels seen before"),
 )  # of a record, with the title of its column
 
 
-def write_report(records: Records, folder: Path, bench: Any) -> None:
+def write_report(records: Records, folder: Path) -> None:
     """Write `search_quality.md` and its pictures into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     front = whole_seeds([r for r in records if r["protocol"] == "front" and f"gap_{max(POINTS)}" in r], "method")
@@ -66,7 +68,9 @@ def write_report(records: Records, folder: Path, bench: Any) -> None:
 def _command_part() -> list[str]:
     return [
         "The searches: `HWNAS_TABLES=DIR python benchmarks/search_quality.py --out results` (a stopped run goes on",
-        "where it was). This page: the same with `--report docs/benchmarks`.",
+        "where it was). This page: the same with `--report docs/benchmarks`, which also writes",
+        "[search_quality.parquet](search_quality.parquet), a row a search with seed, ledger and versions; `--earlier`",
+        "takes it as searches that are not run again. `agnet-alone` is `agnet` that knows nothing of other devices.",
         "",
     ]
 
@@ -87,11 +91,17 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
     return f"{mean:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
 
 
+def figure(record: Mapping[str, Any], key: str) -> float:
+    """A figure of a record; "labels": how many labels of the benchmark the method had seen before its search, in the
+    shipped surrogates of other devices (the ledger's `pretraining_labels`)."""
+    return float(record.get("ledger", {}).get("pretraining_labels", 0) if key == "labels" else record[key])
+
+
 def seed_means(records: Records, key: str) -> list[float]:
     """One value a seed: the mean over its tasks. Seeds, not tasks, are the repetitions."""
     by_seed = defaultdict(list)
     for record in records:
-        by_seed[record["seed"]].append(record[key])
+        by_seed[record["seed"]].append(figure(record, key))
     return [statistics.fmean(values) for _, values in sorted(by_seed.items())]
 
 
@@ -169,7 +179,7 @@ def table(title: str, records: Records, columns: Sequence[tuple[str, str]] = FIG
     lines += ["| --- |" + " ---: |" * (len(columns) + 1)]
     for method in methods(records):
         rows = of(records, method)
-        cells = [spread(seed_means(rows, key)) for key, _ in columns]
+        cells = [spread(seed_means(rows, key), 0 if key == "labels" else 3) for key, _ in columns]
         tasks, seeds = len({r["task"] for r in rows}), len({r["seed"] for r in rows})
         lines.append(f"| {method} | {tasks} x {seeds} | " + " | ".join(cells) + " |")
     return [*lines, ""]
@@ -371,7 +381,7 @@ def _single_part(records: Records) -> list[str]:
                 continue
             test = [r["test_accuracy"] for r in rows]
             paid = max(r["queries"] for r in rows)
-            needed = [float("inf") if r["to_optimum"] is None else float(r["to_optimum"]) for r in rows]
+            needed = [float("inf") if r.get("to_optimum") is None else float(r["to_optimum"]) for r in rows]
             low, middle, high = np.quantile(needed, (0.25, 0.5, 0.75), method="higher")
             shown = [f"{x:.0f}" if np.isfinite(x) else f"more than {paid}" for x in (middle, low, high)]
             cells = [f"{spread(test, 2)} ({min(test):.2f})", f"{shown[0]} ({shown[1]} to {shown[2]})"]

@@ -3,6 +3,7 @@
     HWNAS_TABLES=DIR python benchmarks/search_quality.py --out results            # everything, hours
     HWNAS_TABLES=DIR python benchmarks/search_quality.py --out results --quick    # a few minutes
     HWNAS_TABLES=DIR python benchmarks/search_quality.py --out results --report docs/benchmarks
+    HWNAS_TABLES=DIR python benchmarks/search_quality.py --out results --earlier docs/benchmarks/search_quality.parquet
 
 Three protocols, all run by default: `front` (error and latency, 18 tasks), `budget` (one latency limit, five devices)
 and `single` (error alone, three data sets). Peers need `pip install '.[bench]'`, and besides
@@ -12,12 +13,14 @@ and `single` (error alone, three data sets). Peers need `pip install '.[bench]'`
 
 NePS needs an older BoTorch than the peer of that name, so an environment of its own with `pip install .
 neural-pipeline-search`, and there `--generators neps-bo` into the same results folder. What is cheap has many seeds,
-`agnet` 10 and `agnet-paper` 5; Optuna's GP sampler, BoTorch, HEBO and NePS take minutes a search and run on six tasks
-with two seeds, last. Under a budget only what knows constraints runs.
+`agnet` 10, `agnet-paper` and `agnet-alone` 5; Optuna's GP sampler, BoTorch, HEBO and NePS take minutes a search and run
+on six tasks with two seeds, last. Under a budget only what knows constraints runs.
 
 Each search is one file in the results folder, written when it ends; finished ones are skipped, so a stopped run goes
-on where it was. All files together are also written as results.parquet. Settings of our methods were chosen on CIFAR-10
-tasks only; the other two data sets are for reporting.
+on where it was, and so are those of an earlier run's Parquet file (`--earlier`): delete there what has changed since.
+All files together are also written as results.parquet, with tables and pictures beside it. Settings of our methods were
+chosen on CIFAR-10 tasks, with the exceptions that docs/benchmarks.md tells; the other two data sets are for reporting.
+`agnet-alone` is `agnet` that knows nothing of other devices: no label was seen before its search.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,7 +55,8 @@ from hwnas.spaces.nb201 import NasBench201
 from hwnas.stores.memory import MemoryStore
 from hwnas.tables.folder import Tables
 
-OURS = ("random", "evolution", "eda", "nsga2", "agnet-paper", "agnet")
+OURS = ("random", "evolution", "eda", "nsga2", "agnet-paper", "agnet-alone", "agnet")
+VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {"agnet-alone": ("agnet", {"devices": False})}
 PYMOO = ("pymoo:nsga3", "pymoo:agemoea", "pymoo:smsemoa")  # through our seam, as nsga2
 METHODS = (*OURS, *PYMOO, *(name for name in PEERS if name not in APART))
 POINTS = (50, 100, 200)
@@ -70,8 +74,8 @@ SLOW_TASKS = (
 )
 SEEDS = {"front": 30, "budget": 10, "single": 20}
 FEWER_SEEDS = {
-    "front": {"agnet": 10, "agnet-paper": 5, **dict.fromkeys(SLOW, 2)},
-    "budget": {"agnet": 5, "agnet-paper": 5, **dict.fromkeys(SLOW, 2)},
+    "front": {"agnet": 10, "agnet-paper": 5, "agnet-alone": 5, **dict.fromkeys(SLOW, 2)},
+    "budget": {"agnet": 5, "agnet-paper": 5, "agnet-alone": 5, **dict.fromkeys(SLOW, 2)},
     "single": {"agnet": 10},
 }
 
@@ -135,7 +139,8 @@ def search_ours(
     """One search through hwnas's own loop; the rows of the table in the order in which they were paid for."""
     evaluator = TableEvaluator(bench.tables, bench.space, dataset)
     plan = tuple(((o.metric, o.device), evaluator) for o in objectives)
-    generator = registry.generator(name, bench.space, settings)
+    called, own = VARIANTS.get(name, (name, {}))
+    generator = registry.generator(called, bench.space, {**own, **(settings or {})})
     told: list[Ledger] = []
     pools: list[Any] = []
 
@@ -268,23 +273,39 @@ def versions() -> dict[str, str]:
     return found
 
 
+NESTED = ("ledger", "versions", "rank_correlations")  # kept as JSON in a Parquet file
+
+
 def read(folder: Path) -> list[dict[str, Any]]:
     """All finished searches of a results folder."""
     return [json.loads(path.read_text()) for path in sorted((folder / "searches").glob("*.json"))]
 
 
-def write_parquet(folder: Path) -> Path:
-    """results.parquet: one row a search, in the results folder."""
+def read_parquet(path: Path) -> list[dict[str, Any]]:
+    """The searches of a file that `write_parquet` wrote."""
+    import pyarrow.parquet as pq
+
+    return [
+        {key: json.loads(value) if key in NESTED else value for key, value in row.items() if value is not None}
+        for row in pq.read_table(path).to_pylist()
+    ]
+
+
+def key_of(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What makes two records be of one search."""
+    return tuple(record[name] for name in ("protocol", "task", "method", "seed"))
+
+
+def write_parquet(records: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """One row a search."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    records = read(folder)
-    nested = ("ledger", "versions", "rank_correlations")
-    flat = [{k: json.dumps(v) if k in nested else v for k, v in record.items()} for record in records]
+    flat = [{k: json.dumps(v) if k in NESTED else v for k, v in record.items()} for record in records]
     keys = list(dict.fromkeys(key for record in flat for key in record))
     table = pa.table({key: [record.get(key) for record in flat] for key in keys})
-    pq.write_table(table, folder / "results.parquet", compression="zstd")
-    return folder / "results.parquet"
+    pq.write_table(table, path, compression="zstd", compression_level=19)
+    return path
 
 
 def plan(options: argparse.Namespace) -> Iterator[tuple[str, str, str, int, int]]:
@@ -357,11 +378,11 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--quick", action="store_true", help="three tasks, two seeds, nothing that takes minutes")
     parser.add_argument("--report", type=Path, help="write tables and plots of the stored results there, run nothing")
+    parser.add_argument("--earlier", type=Path, help="Parquet file of searches that are not run again")
     options = parser.parse_args()
+    earlier = {key_of(r): r for r in (read_parquet(options.earlier) if options.earlier else [])}
     if options.report is not None:
-        from quality_report import write_report
-
-        write_report(read(options.out), options.report, Bench(options.tables))
+        _report({**earlier, **{key_of(r): r for r in read(options.out)}}.values(), options.report)
         return
     unknown = set((options.tasks or "").split(",")) - {"", *(task for tasks in TASKS.values() for task in tasks)}
     if unknown:
@@ -369,11 +390,24 @@ def main() -> None:
     bench = Bench(options.tables)
     for protocol, task, method, seed, queries in plan(options):
         name = f"{protocol}-{task}-{method}-{seed}-{queries}".replace("/", "_").replace(":", "_")
+        if (protocol, task, method, seed) in earlier:
+            continue
         make = partial(run_one, bench, protocol, task, method, seed, queries, limit=limit_of(protocol, task))
         record = stored(options.out / "searches" / f"{name}.json", make)
         if record is not None:
             print(f"{method:14} {task:24} seed {seed}  {told(record)}  {record['cpu_s']:.1f} CPU s", flush=True)
-    print(write_parquet(options.out))
+    records = list({**earlier, **{key_of(r): r for r in read(options.out)}}.values())
+    print(write_parquet(records, options.out / "results.parquet"))
+    _report(records, options.out)
+
+
+def _report(records: Iterable[Mapping[str, Any]], folder: Path) -> None:
+    """Page and pictures, and what they show: the searches without the cells that each evaluated."""
+    from quality_report import write_report
+
+    kept = sorted(({k: v for k, v in r.items() if k != "rows"} for r in records), key=key_of)
+    write_report(kept, folder)
+    print(write_parquet(kept, folder / "search_quality.parquet"))
 
 
 def told(record: Mapping[str, Any]) -> str:

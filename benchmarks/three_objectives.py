@@ -80,6 +80,7 @@ FIGURES = (
     *((f"wide_gap_{n}", f"wide gap at {n}") for n in POINTS),
     ("recall_200", "recall at 200"),
     ("cpu_s", "CPU s a search"),
+    ("labels", "labels seen before"),
 )
 
 
@@ -300,7 +301,7 @@ def main() -> None:
                 for what, key in (("gap", "gap"), ("wide", "wide_gap"))
             )
             print(f"{method:18} {name:30} seed {seed}  {gaps}  {record['cpu_s']:.1f} CPU s", flush=True)
-    print(write_parquet(options.out))
+    print(write_parquet(read(options.out), options.out / "results.parquet"))
 
 
 if __name__ == "__main__":

@@ -96,7 +96,8 @@ def test_the_report_counts_wins_and_gives_the_spread_over_seeds(tmp_path: Path) 
         records.append(_record("agnet", "ImageNet16-120/fpga", seed, 0.06))
     records.append(_record("agnet", "cifar10/fpga", 2, 0.9))  # a seed that was stopped does not count
     records += [_record("optuna-gp", "cifar10/fpga", 0, 0.2)]
-    quality_report.write_report(records, tmp_path, None)
+    records = [{**r, "ledger": {"pretraining_labels": 62_500}} if r["method"] == "agnet" else r for r in records]
+    quality_report.write_report(records, tmp_path)
     text = (tmp_path / "search_quality.md").read_text()
     assert "| random | 2 (2) | 1 (1) | 2 (2) | 1 (1) | 2 (2) | 1 (1) |" in text
     assert "| optuna-gp | 1 (0) | 0 (0) |" in text
@@ -110,6 +111,9 @@ def test_the_report_counts_wins_and_gives_the_spread_over_seeds(tmp_path: Path) 
     assert "| random | 172 | " in text
     # two seeds with means 0.1 and 0.11: t(0.975, 1) = 12.706 times 0.01 / sqrt(2) / sqrt(2)
     assert "| agnet | 1 x 2 | 0.105 ± 0.064" in text
+    # what a method has seen before stands beside what it found
+    assert next(line for line in part.splitlines() if line.startswith("| agnet | 1 x 2")).endswith("| 62500 ± 0 |")
+    assert next(line for line in part.splitlines() if line.startswith("| random | 1 x 2")).endswith("| 0 ± 0 |")
     assert (tmp_path / "search_quality.png").stat().st_size > 10_000
 
 
@@ -132,6 +136,14 @@ def test_a_stopped_run_goes_on_and_results_are_one_table(
     records = _run(tmp_path, tables_dir, monkeypatch, *chosen, "--seeds", "0-1")
     assert len(records) == 4
     assert all(path.stat().st_mtime_ns == time for path, time in times.items()), "a finished search was run again"
+    # what was kept in Parquet is taken for done as well, and comes back as it was
+    kept = tmp_path / "search_quality.parquet"
+    again = {search_quality.key_of(r): r for r in search_quality.read_parquet(kept)}
+    for record in records:
+        assert again[search_quality.key_of(record)] == {k: v for k, v in record.items() if k != "rows"}
+    more = _run(tmp_path / "more", tables_dir, monkeypatch, *chosen, "--seeds", "0-2", "--earlier", str(kept))
+    assert sorted(record["seed"] for record in more) == [2, 2]
+    assert len(search_quality.read_parquet(tmp_path / "more" / "search_quality.parquet")) == 6
     import pyarrow.parquet as pq
 
     table = pq.read_table(tmp_path / "results.parquet").to_pylist()
