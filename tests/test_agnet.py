@@ -332,6 +332,16 @@ def test_niches_look_everywhere_on_the_front() -> None:
     assert (np.histogram(limits, bins=4, range=(0.0, 1.0))[0] >= 1).all()
 
 
+@pytest.mark.parametrize(("m", "asked", "quantile"), [(2, None, 0.5), (2, 0.75, 0.75), (3, None, 0.9), (4, 0.5, 0.5)])
+def test_the_reference_point_leaves_room_where_objectives_are_many(
+    m: int, asked: float | None, quantile: float
+) -> None:
+    losses = np.random.default_rng(m).random((400, m))
+    goal = _goal(losses)
+    chooser = _Chooser(Settings(reference=asked), goal, _Known(losses), goal, len(losses))  # type: ignore[arg-type]
+    assert chooser.reference == pytest.approx(np.quantile(losses, quantile, axis=0))
+
+
 @pytest.mark.parametrize(("niches", "outside"), [(0.0, 0), (0.25, 5), (0.5, 10)])
 def test_niches_take_their_share_and_no_more(niches: float, outside: int) -> None:
     """Most of this pool lies within the reference point (0.5, 0.5); one cell in a hundred is cheaper or better."""

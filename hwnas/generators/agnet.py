@@ -39,6 +39,8 @@ from hwnas.spaces.codes import sample_unseen
 Floats = NDArray[np.float64]
 
 _FEWEST = 4  # successful evaluations before anything is predicted
+_MANY = 3  # objectives from which on few points of a front are better than the medians in all of them
+_MEDIAN, _NEARLY_ALL = 0.5, 0.9
 _WIDER = (0.75, 0.9, 1.0)  # quantiles for the reference point where objectives contradict each other too much
 _INSIDE = 0.02  # share of uniform samples that have to be better than the reference point
 _CERTAIN = 1e-3  # of a standard deviation is left where the surrogate's means are believed
@@ -64,7 +66,8 @@ class Settings:
         uniform: Uniform samples in the pool.
         neighbours: At most so many one-step neighbours of the front in the pool.
         reference: Quantile of the predictions for uniform samples that gives the reference point, in each objective:
-            what is worse in any of them is not looked for. 1 asks for the whole front.
+            what is worse in any of them is not looked for. 1 asks for the whole front. None for 0.5, from three
+            objectives on 0.9: less of a front is better than the medians in all of them, the more there are.
         exploit: With budgets: share of a batch that is chosen for the first objective alone.
         niches: Without budgets, from two objectives on: share of evaluations that are chosen for the first objective
             alone below a limit of another one, elsewhere in its range each time. So every part of the front is looked
@@ -92,7 +95,7 @@ class Settings:
     generated: int = 500
     uniform: int = 500
     neighbours: int = 800
-    reference: float = 0.5
+    reference: float | None = None
     exploit: float = 0.5
     niches: float = 0.25
     blocks: tuple[str, ...] = ("code", "shape")
@@ -117,7 +120,7 @@ class Settings:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is not negative, got {getattr(self, name)}")
         for name in ("reference", "exploit", "niches", "floor", "compress"):
-            if not 0 <= getattr(self, name) <= 1:
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is in 0..1, got {getattr(self, name)}")
         if self.acquisition not in ("ehvi", "mean", "rank"):
             raise ValueError(f"acquisition is 'ehvi', 'mean' or 'rank', got {self.acquisition!r}")
@@ -564,8 +567,11 @@ class _Chooser:
         m = self._goal.objectives
         mean = self._mean[self._likely, :m]
         point = np.zeros(m)
-        for quantile in (self._settings.reference, *_WIDER):
-            point = np.quantile(mean, max(quantile, self._settings.reference), axis=0)
+        asked = self._settings.reference
+        if asked is None:
+            asked = _MEDIAN if m < _MANY else _NEARLY_ALL
+        for quantile in (asked, *_WIDER):
+            point = np.quantile(mean, max(quantile, asked), axis=0)
             for column, bound in self._goal.bounds:
                 if column < m:
                     # inside the budget every latency is welcome: the bound itself, not a quantile of what meets it
