@@ -217,9 +217,10 @@ def _evaluators(config: SearchConfig, space: SearchSpace) -> list[Evaluator]:
     found: list[Evaluator] = []
     if config.source in ("auto", "table"):
         from hwnas.evaluators.table import TableEvaluator
+        from hwnas.spaces.nb201 import official_strings
         from hwnas.tables.folder import Tables
 
-        tables = Tables.find(config.tables)
+        tables = Tables.find(config.tables, official_strings)
         if tables is not None:
             found.append(TableEvaluator(tables, space, config.dataset))
         elif config.source == "table":

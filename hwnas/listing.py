@@ -13,6 +13,7 @@ from hwnas.evaluators.surrogate import SurrogateEvaluator
 from hwnas.evaluators.table import TableEvaluator
 from hwnas.profiling.energy import why_no_meter
 from hwnas.profiling.probing import probe_devices
+from hwnas.spaces.nb201 import official_strings
 from hwnas.tables import catalogue
 from hwnas.tables import fetch as published
 from hwnas.tables.folder import Tables, remedy, target_folder
@@ -39,7 +40,7 @@ def devices(tables_path: Path | None = None) -> list[dict[str, Any]]:
         DataError: The named folder of tables is missing or cannot be trusted.
     """
     space = registry.space(_SPACE)
-    found = Tables.find(tables_path)
+    found = Tables.find(tables_path, official_strings)
     dataset = space.datasets[0]
     table = None if found is None else TableEvaluator(found, space, dataset)
     surrogate = SurrogateEvaluator(space, dataset)

@@ -192,6 +192,16 @@ def test_costs_alone_need_official_strings(tmp_path: Path) -> None:
     assert len(Tables(tmp_path).lookup(HARDWARE, LATENCY, NAMES[:2])) == 2
 
 
+def test_official_order_names_cells_where_no_table_does(tmp_path: Path) -> None:
+    order = np.random.default_rng(5).permutation(ROWS)
+    table = costs().take(order)
+    tables = Tables(put(tmp_path, table, under_attack()), lambda: NAMES)
+    asked = [3, 15_000, 77]
+    names = [NAMES[i] for i in asked]
+    np.testing.assert_array_equal(tables.lookup(HARDWARE, LATENCY, names), costs()[LATENCY].to_numpy()[asked])
+    np.testing.assert_array_equal(tables.lookup(ROBUSTNESS, ROBUST, names), under_attack()[ROBUST].to_numpy()[asked])
+
+
 def test_only_the_columns_that_are_asked_for_are_read(tmp_path: Path) -> None:
     damaged = costs(**{hardware_column("cifar100", "fpga", "energy_mj"): ["x"] * ROWS})
     tables = Tables(put(tmp_path, accuracies(), damaged))

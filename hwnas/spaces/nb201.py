@@ -214,6 +214,12 @@ def _fixed_cost(side: int) -> tuple[int, int]:
     return params, macs
 
 
+def official_strings() -> tuple[str, ...]:
+    """The 15,625 official strings in the order of the official indices."""
+    space = NasBench201()
+    return tuple(map(space.format, map(space.from_index, range(len(_official_order())))))
+
+
 @functools.cache
 def _official_order() -> NDArray[np.int64]:
     """Lexicographic rank of each official index.

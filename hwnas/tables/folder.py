@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -209,14 +209,16 @@ class Tables:
 
     Args:
         folder: Holds at least one of the files of `CELL_KINDS`.
+        official: Gives the official strings in official order, for folders in which only `index` tells cells apart.
 
     Raises:
         TablesNotFound: If it holds none.
         InvalidTable: If one of them is truncated, lacks a column or has a wrong number of rows.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, official: Callable[[], Sequence[str]] | None = None) -> None:
         self.folder = folder
+        self._official = official
         if not _present(folder):
             raise TablesNotFound(f"the folder {str(folder)!r} holds none of {_FILES}; {remedy(folder)}")
         self._files = {
@@ -228,10 +230,12 @@ class Tables:
         self._orders: dict[Kind, NDArray[np.int64]] = {}
 
     @classmethod
-    def find(cls, explicit: str | os.PathLike[str] | None = None) -> Tables | None:
+    def find(
+        cls, explicit: str | os.PathLike[str] | None = None, official: Callable[[], Sequence[str]] | None = None
+    ) -> Tables | None:
         """The tables of `find_folder(explicit)`, or None where there are none and nobody named a folder."""
         folder = find_folder(explicit)
-        return None if folder is None else cls(folder)
+        return None if folder is None else cls(folder, official)
 
     def file(self, kind: Kind) -> TableFile | None:
         """The file of a kind, or None if the folder has none."""
@@ -241,6 +245,9 @@ class Tables:
     def names(self) -> tuple[str, ...]:
         """The 15,625 official strings, in official order where a file tells it."""
         reference = self._reference
+        if reference is None:
+            assert self._official is not None
+            return tuple(self._official())
         strings, index = reference.cells, reference.index
         assert strings is not None
         return strings if index is None else tuple(strings[row] for row in np.argsort(index))
@@ -271,10 +278,13 @@ class Tables:
         return {name: position for position, name in enumerate(self.names)}
 
     @cached_property
-    def _reference(self) -> TableFile:
+    def _reference(self) -> TableFile | None:
+        """The file whose strings name the cells; None where none has any and the official order serves."""
         for file in self._files.values():
             if "arch" in file.columns:
                 return file
+        if self._official is not None:
+            return None
         have = ", ".join(file.path.name for file in self._files.values())
         raise InvalidTable(
             f"{self.folder}: no table has the column 'arch' (official strings); there is only {have}. "
@@ -291,11 +301,15 @@ class Tables:
 
     def _order(self, file: TableFile) -> NDArray[np.int64]:
         """`15625`: the row of `file` for each of `names`."""
-        by_index = None if file.index is None or self._reference.index is None else np.argsort(file.index)
+        reference = self._reference
+        if reference is None:  # then every file has an index, as none has strings
+            assert file.index is not None
+            return np.argsort(file.index)
+        by_index = None if file.index is None or reference.index is None else np.argsort(file.index)
         if file.cells is None:
             if by_index is None:
                 raise InvalidTable(
-                    f"{file.path}: has no column 'arch', and {self._reference.path.name} no 'index' to join on. "
+                    f"{file.path}: has no column 'arch', and {reference.path.name} no 'index' to join on. "
                     f"{remedy(self.folder, file.kind)}"
                 )
             return by_index
@@ -303,7 +317,7 @@ class Tables:
         by_name = np.array([row_of[name] for name in self.names])
         if by_index is not None and not np.array_equal(by_index, by_name):
             raise InvalidTable(
-                f"{file.path}: its columns 'index' and 'arch' contradict those of {self._reference.path.name}. "
+                f"{file.path}: its columns 'index' and 'arch' contradict those of {reference.path.name}. "
                 f"{remedy(self.folder, file.kind)}"
             )
         return by_name
