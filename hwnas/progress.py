@@ -121,32 +121,33 @@ class Progress(Measuring):
             )
 
     def _told(self, state: SearchState, finished: bool) -> str:
-        if state.front_devices:
-            return "  ".join(f"{device}: {self._told_of(goal, short=True)}" for device, goal in state.by_device.items())
-        return self._told_of(state, short=finished)
-
-    def _told_of(self, state: SearchState, *, short: bool) -> str:
-        objective = primary_objective(state)
-        best = picking.best_under_budget(state.losses, state.violations, objective)
-        if best is None:
-            words = "nothing feasible yet"
-        else:
-            wanted = state.objectives[objective]
-            words = "best " + show(wanted.metric, wanted.value(float(state.losses[best, objective])))
-        if short:
-            return f"{words}, front {len(state.front_indices)}"
-        if len(state.objectives) > 1:
-            if self._reference is None:
-                self._reference = pareto.reference_point(state.losses)  # fixed by the first step: later ones compare
-            feasible = state.losses[state.violations == 0]
-            volume = pareto.hypervolume(feasible, self._reference)
-            corner = ", ".join(
-                show(o.metric, o.value(float(x))) for o, x in zip(state.objectives, self._reference, strict=True)
-            )
-            words += f"  hypervolume {volume:.4g} (up to {corner})"
+        goals = state.by_device.items()
+        if goals:  # a line has no room for the volumes of several fronts
+            return "  ".join(f"{device}: {self._best(goal)}, front {len(goal.front_indices)}" for device, goal in goals)
+        words = self._best(state)
+        if len(state.objectives) > 1 and not finished:
+            words += self._volume(state)
         words += f"  front {len(state.front_indices)}"
         expected = state.outlooks[-1] if state.outlooks else None
         return words if expected is None else f"{words}  next query +{percent(expected.gain)}"
+
+    @staticmethod
+    def _best(state: SearchState) -> str:
+        objective = primary_objective(state)
+        best = picking.best_under_budget(state.losses, state.violations, objective)
+        if best is None:
+            return "nothing feasible yet"
+        wanted = state.objectives[objective]
+        return "best " + show(wanted.metric, wanted.value(float(state.losses[best, objective])))
+
+    def _volume(self, state: SearchState) -> str:
+        if self._reference is None:
+            self._reference = pareto.reference_point(state.losses)  # fixed by the first step: later ones compare
+        volume = pareto.hypervolume(state.losses[state.violations == 0], self._reference)
+        corner = ", ".join(
+            show(o.metric, o.value(float(x))) for o, x in zip(state.objectives, self._reference, strict=True)
+        )
+        return f"  hypervolume {volume:.4g} (up to {corner})"
 
     def __enter__(self) -> Self:
         return self  # the bar begins with the search

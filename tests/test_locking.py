@@ -8,9 +8,11 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from hwnas.profiling.wire import unframe
 from hwnas.testing.profiling import write_relu
 
 CPU = load_device("cpu")
+NOBODY = 65534
 HOLD = """
 import sys, time
 from hwnas.devices import load_device
@@ -85,31 +88,33 @@ def test_users_with_different_caches_and_devices_exclude_each_other_and_a_dead_o
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
-def test_another_users_lock_is_a_lock(tmp_path: Path) -> None:
-    for path in tmp_path.parents:  # pytest's folders are its user's alone
-        if path != Path("/") and path.stat().st_uid == 0 and "pytest" in path.name:
-            path.chmod(0o755)
-    tmp_path.chmod(0o1777)
-    theirs, ours = SharedLock(tmp_path / "x.lock"), SharedLock(tmp_path / "x.lock")
+def test_another_users_lock_is_a_lock() -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's folders are its user's alone
+        folder = Path(name)
+        folder.chmod(0o1777)
+        theirs, ours = SharedLock(folder / "x.lock"), SharedLock(folder / "x.lock")
+        with somebody_else():
+            theirs.acquire()
+        assert (folder / "x.lock").stat().st_uid == NOBODY
+        with pytest.raises(Held, match=f"process {os.getpid()} of .+ on .+ since 20"):
+            ours.acquire()
+        theirs.release()
+        ours.acquire()
+        with somebody_else(), pytest.raises(Held):
+            theirs.acquire()
+        ours.release()
+
+
+@contextmanager
+def somebody_else() -> Iterator[None]:
+    """Be another user, whose files nobody else may write."""
     umask = os.umask(0o077)
-    os.seteuid(65534)
+    os.seteuid(NOBODY)
     try:
-        theirs.acquire()
+        yield
     finally:
         os.seteuid(0)
         os.umask(umask)
-    assert (tmp_path / "x.lock").stat().st_uid == 65534
-    with pytest.raises(Held, match=f"process {os.getpid()} of .+ on .+ since 20"):
-        ours.acquire()
-    theirs.release()
-    ours.acquire()
-    os.seteuid(65534)
-    try:
-        with pytest.raises(Held):
-            theirs.acquire()
-    finally:
-        os.seteuid(0)
-    ours.release()
 
 
 def test_the_folder_is_the_first_that_is_open_to_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
