@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -153,7 +154,9 @@ def test_regret_is_said_in_plain_words() -> None:
     assert not nowhere.admissible
     assert nowhere.worst is None
     assert (nowhere.told("edgegpu"), nowhere.told("fpga")) == ("within budget on edgegpu", "80.0 % over budget on fpga")
-    assert Portfolio(0, {"fpga": 0.25}, {"fpga": 0.0}).told("fpga").startswith("0.25 of its front's range")
+    plain = Portfolio(0, {"fpga": 0.25}, {"fpga": 0.0})
+    assert plain.told("fpga") == "25 % of the front's range behind the best compromise on fpga"
+    assert replace(plain, weighted=True).told("fpga").startswith("25 % of the front's range times the weights behind")
 
 
 def test_it_may_be_on_no_front_and_is_presented_all_the_same() -> None:

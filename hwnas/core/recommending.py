@@ -83,6 +83,7 @@ class Portfolio:
         metric: What the regrets are about; None where they are about a compromise of several objectives.
         relative: Whether regrets are shares of the device's best (for what differs from device to device by orders of
             magnitude), not differences in the metric's unit.
+        weighted: Whether importances of the objectives were given; regrets in a compromise are multiples of them then.
     """
 
     index: int
@@ -90,6 +91,7 @@ class Portfolio:
     violations: Mapping[str, float]
     metric: str | None = None
     relative: bool = False
+    weighted: bool = False
 
     @property
     def admissible(self) -> bool:
@@ -112,7 +114,8 @@ class Portfolio:
         if behind == 0:
             return f"as good as the best found for {device}"
         if self.metric is None:
-            return f"{behind:.2f} of its front's range (times weights) behind the best compromise on {device}"
+            range_ = "the front's range times the weights" if self.weighted else "the front's range"
+            return f"{100 * behind:.0f} % of {range_} behind the best compromise on {device}"
         what = known(self.metric)
         if self.relative:
             return f"{100 * behind:.1f} % more {what.title} than the best found for {device}"
@@ -161,7 +164,7 @@ def portfolio(
     index = picking.least_worst_regret(regret, np.max(compromise, axis=1))
     if index is not None:
         told = dict(zip(goals, map(float, regret[index]), strict=True))
-        return Portfolio(index, told, dict.fromkeys(goals, 0.0), metric, relative)
+        return Portfolio(index, told, dict.fromkeys(goals, 0.0), metric, relative, weights is not None)
     candidates = np.flatnonzero(np.isfinite(over).all(axis=1) & ~failed)
     if len(candidates) == 0:
         return None
