@@ -138,11 +138,12 @@ def write_report(records: Mapping[str, Sequence[dict[str, Any]]], folder: Path) 
     lines = [
         "# What each part of `agnet` is worth",
         "",
-        "`HWNAS_TABLES=DIR python benchmarks/agnet_ablation.py --out results` (CIFAR-10), the same with `--datasets",
-        "cifar100,ImageNet16-120`, and with `--report docs/benchmarks`, which wrote this page. Figures and tasks are",
-        "those of [search quality](search_quality.md): six devices, 200 evaluations, mean over tasks and seeds, in",
-        "brackets the lowest and the highest seed. Differences are to the default, search by search (same task, same",
-        "seed), ± half width of the 95 % interval over these pairs: above 0 the variant is worse.",
+        "`HWNAS_TABLES=DIR python benchmarks/agnet_ablation.py --out results`, and the same with `--report",
+        "docs/benchmarks`, which wrote this page. Settings are chosen on CIFAR-10, whose tasks run by default; `--datasets",
+        "cifar100,ImageNet16-120` adds the others. Figures and tasks are those of [search quality](search_quality.md):",
+        "six devices, 200 evaluations, mean over tasks and seeds, in brackets the lowest and the highest seed.",
+        "Differences are to the default, search by search (same task, same seed), ± half width of the 95 % interval",
+        "over these pairs: above 0 the variant is worse.",
         "",
     ]
     for dataset in DATASETS:
