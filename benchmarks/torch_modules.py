@@ -40,7 +40,7 @@ class Shuffle(nn.Module):
 
     def forward(self, x):
         b, c, h, w = x.size()
-        return x.view(b, self.groups, c // self.groups, h, w).transpose(1, 2).reshape(b, c, h, w)
+        return x.view(b, self.groups, c // self.groups, h, w).permute(0, 2, 1, 3, 4).contiguous().view(b, c, h, w)
 
 
 class Inverted(nn.Module):

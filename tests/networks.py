@@ -1,58 +1,19 @@
-"""Torch networks as users write them, small enough for tests."""
+"""Torch networks as users write them, small enough for tests; their blocks are those of benchmarks/torch_modules.py."""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
-def conv_norm(before: int, after: int, kernel: int, stride: int = 1, groups: int = 1, act: type | None = nn.ReLU):
-    conv = nn.Conv2d(before, after, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(after), *([act()] if act else []))
+from torch_modules import Inverted, Loops, Residual, conv_norm
 
-
-class Squeeze(nn.Module):
-    """Squeeze and excitation (Hu et al. 2018)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.down, self.up = nn.Conv2d(channels, channels // 4, 1), nn.Conv2d(channels // 4, channels, 1)
-
-    def forward(self, x):
-        return x * F.hardsigmoid(self.up(F.relu(self.down(self.pool(x)), inplace=True)))
-
-
-class Shuffle(nn.Module):
-    """Channel shuffle (Zhang et al. 2018)."""
-
-    def __init__(self, groups: int) -> None:
-        super().__init__()
-        self.groups = groups
-
-    def forward(self, x):
-        b, c, h, w = x.size()
-        return x.view(b, self.groups, c // self.groups, h, w).permute(0, 2, 1, 3, 4).contiguous().view(b, c, h, w)
-
-
-class Inverted(nn.Module):
-    """Inverted residual of FBNet: grouped 1x1, depthwise, grouped 1x1."""
-
-    def __init__(self, before, after, expansion, kernel, stride, groups=1, squeeze=False, act=nn.ReLU) -> None:
-        super().__init__()
-        middle = before * expansion
-        self.layers = nn.Sequential(
-            conv_norm(before, middle, 1, groups=groups, act=act),
-            Shuffle(groups) if groups > 1 else nn.Identity(),
-            conv_norm(middle, middle, kernel, stride, groups=middle, act=act),
-            Squeeze(middle) if squeeze else nn.Identity(),
-            conv_norm(middle, after, 1, groups=groups, act=None),
-        )
-        self.skip = stride == 1 and before == after
-
-    def forward(self, x):
-        return x + self.layers(x) if self.skip else self.layers(x)
+__all__ = ["Branches", "FBNetLike", "Loops", "Pair", "ResNetLike", "Unknown", "Various"]
 
 
 class FBNetLike(nn.Module):
@@ -71,20 +32,6 @@ class FBNetLike(nn.Module):
 
     def forward(self, x):
         return self.classifier(self.head(self.blocks(self.stem(x))))
-
-
-class Residual(nn.Module):
-    def __init__(self, before: int, after: int, stride: int = 1) -> None:
-        super().__init__()
-        self.first, self.norm1 = nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after)
-        self.second, self.norm2 = nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after)
-        self.relu = nn.ReLU(inplace=True)
-        self.shortcut = conv_norm(before, after, 1, stride, act=None) if stride > 1 or before != after else None
-
-    def forward(self, x):
-        out = self.norm2(self.second(self.relu(self.norm1(self.first(x)))))
-        out += x if self.shortcut is None else self.shortcut(x)
-        return self.relu(out)
 
 
 class ResNetLike(nn.Module):
@@ -125,20 +72,6 @@ class Various(nn.Module):
         attention = F.softmax(torch.matmul(y, y.transpose(1, 2)) / y.size(-1) ** 0.5, dim=-1)
         y = (attention @ y).mean(-1) - y.clamp(-1, 1).pow(2).sum(dim=2) * 1e-2
         return torch.stack([y, -y.sigmoid()], dim=1).unsqueeze(-1).squeeze(-1)[:, 0]
-
-
-class Loops(nn.Module):
-    """Control flow by shapes, which fx cannot trace and tracing by example can."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.head = conv_norm(3, 8, 3), nn.Linear(8, 4)
-
-    def forward(self, x):
-        x = self.conv(x)
-        while x.shape[-1] > 4:
-            x = F.max_pool2d(x, 2)
-        return self.head(x.mean((2, 3)))
 
 
 class Branches(nn.Module):
