@@ -126,10 +126,10 @@ def test_who_holds_a_device_is_told(tmp_path: Path) -> None:
 def test_calibrated_or_not_and_damaged(capsys: pytest.CaptureFixture[str]) -> None:
     with Profiler(load_device("cpu")) as profiler:
         path = calibration_file(profiler.fingerprint, profiler.config)
-        write_calibration(profiler.fingerprint, profiler.config, 0.0123, 5, 8, protocol("default"))
+        write_calibration(profiler.fingerprint, profiler.config, 0.0323, 5, 8, protocol("default"))
     assert cli("devices", "--json") == 0
     cpu = next(row for row in json.loads(capsys.readouterr().out) if row["name"] == "cpu")
-    assert (cpu["noise_floor"], cpu["calibrated"], cpu["runtime"]) == (0.0123, True, "ort-cpu")
+    assert (cpu["noise_floor"], cpu["calibrated"], cpu["runtime"]) == (0.0323, True, "ort-cpu")
     assert cpu["versions"] == {"onnxruntime": optional.version("onnxruntime")}
     assert cpu["sources"]["latency_ms"] == "measured"
     assert found(doctor.examine(), "devices", "cpu").state == doctor.OK

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hwnas.core.measurement import Status
-from hwnas.profiling import statistics
+from hwnas.profiling import bench, statistics
 from hwnas.profiling.bench import Candidate
 from hwnas.profiling.protocol import Protocol
 from hwnas.profiling.record import Record
@@ -118,7 +118,8 @@ def test_intervals_cover_what_another_session_finds(files: dict[str, Path]) -> N
 
 def test_the_spread_between_sessions_is_recovered(files: dict[str, Path]) -> None:
     assert statistics.session_sigma(*figures(files, 12, {"session": 0.03})) == pytest.approx(0.03, rel=0.25)
-    # a quiet simulation repeats exactly; no calibration promises that of a machine
+    # a quiet simulation repeats exactly; no calibration promises that of a machine, or less than is assumed without one
+    assert statistics.LEAST_SIGMA == bench.DEFAULT_SIGMA
     assert statistics.session_sigma(*figures(files, 4, QUIET)) == statistics.LEAST_SIGMA
 
 

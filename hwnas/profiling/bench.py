@@ -31,7 +31,7 @@ Floats = NDArray[np.float64]
 OnProgress = Callable[[int, int, str], None]
 OnBatch = Callable[[Mapping[str, Any]], None]
 
-DEFAULT_SIGMA = 0.025  # between sessions, relative, on a device that was never calibrated
+DEFAULT_SIGMA = statistics.LEAST_SIGMA  # between sessions, relative, on a device that was never calibrated
 DRIFT, REPEAT = 0.1, 0.25  # level of the references, log: worth a flag; worth measuring the batch again
 BUSY = 20.0  # % of the last 10 s in which some task waited for a CPU
 _PREEMPTED = 0.5  # share of samples

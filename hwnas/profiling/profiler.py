@@ -450,7 +450,7 @@ def read_calibration(device: str, config: SessionConfig) -> float | None:
         raise DataError(
             f"the calibration {path} is damaged ({error}); delete it, or run 'hwnas calibrate' again"
         ) from error
-    return sigma
+    return max(sigma, statistics.LEAST_SIGMA)  # one that was kept before may promise less
 
 
 def write_calibration(
