@@ -28,7 +28,7 @@ from hwnas.core import pareto
 from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Measurement, Source
 from hwnas.core.protocols import Store
-from hwnas.core.recommending import recommend
+from hwnas.core.recommending import with_common
 from hwnas.core.state import Evaluation, SearchState
 from hwnas.core.wording import quantity
 from hwnas.devices import load_device
@@ -145,14 +145,13 @@ def measure_front(assembly: Assembly, store: Store, state: SearchState) -> tuple
 
 def _worth_measuring(assembly: Assembly, evaluator: MeasuredEvaluator, state: SearchState) -> list[Architecture]:
     """What is or may be on a device's front, and with several fronts the one network for all."""
-    chosen = hopeful(_concerning(state, evaluator))
-    common = recommend(state, assembly.weights) if state.front_devices else None
-    return chosen if common is None else list(dict.fromkeys([*chosen, state.architectures[common]]))
+    common = (state.architectures[i] for i in with_common((), state, assembly.weights))
+    return list(dict.fromkeys([*hopeful(_concerning(state, evaluator.device)), *common]))
 
 
-def _concerning(state: SearchState, evaluator: MeasuredEvaluator) -> SearchState:
+def _concerning(state: SearchState, device: str) -> SearchState:
     """The search as a device sees it: its own goal where it has a front of its own."""
-    return state.by_device.get(evaluator.device, state)
+    return state.by_device.get(device, state)
 
 
 def hopeful(state: SearchState) -> list[Architecture]:
@@ -274,7 +273,7 @@ def predicted_front(assembly: Assembly, state: SearchState, models: Path | None 
 
     told: dict[str, dict[str, Any]] = {}
     for profile in {e.device: e for _, e in assembly.plan if isinstance(e, SavedEvaluator)}.values():
-        goal = state.by_device.get(profile.device, state)
+        goal = _concerning(state, profile.device)
         front = [goal.archive[i] for i in goal.front_indices]
         rows = [row for e in front if (row := e.find(LATENCY, profile.device)) is not None]
         count = sum(row.context.source is Source.PREDICTED for row in rows)
@@ -315,10 +314,8 @@ def _origin(profile: SavedEvaluator) -> tuple[str, bool]:
 def _finalists(assembly: Assembly, evaluator: MeasuredEvaluator, state: SearchState) -> list[Evaluation]:
     """What a device's final figures are for: the front, and with several fronts its own with the one network for
     all."""
-    own = _concerning(state, evaluator)
-    common = recommend(state, assembly.weights) if state.front_devices else None
-    rows = dict.fromkeys([*map(int, own.front_indices), *([] if common is None else [common])])
-    return [state.archive[i] for i in rows]
+    own = _concerning(state, evaluator.device)
+    return [state.archive[i] for i in with_common(own.front_indices, state, assembly.weights)]
 
 
 def _not_final(assembly: Assembly, evaluator: MeasuredEvaluator, found: Sequence[Evaluation]) -> list[str]:

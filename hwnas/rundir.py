@@ -3,8 +3,7 @@
     run.toml       what was asked, as given and as resolved; versions; where numbers come from
     hwnas.sqlite   all measurements and steps (hwnas.stores.sqlite)
     archive.csv    the counted evaluations in order: order,key,arch,<metrics...>,status,source
-    front.csv      the front in the same form, with the recommended architecture marked; the fronts of several devices
-    in
+    front.csv      the front in the same form, with the recommended architecture marked; fronts of several devices in
                    one list, with the devices (a+b) that each row is on the front of, and recommended for
     front.json     the front with contexts, intervals, budgets, reference point, hypervolume and ledger
     report.html    written by hwnas.report

@@ -173,12 +173,16 @@ def portfolio(
     return Portfolio(index, {}, dict(zip(goals, map(float, over[index]), strict=True)), metric, relative)
 
 
+def with_common(rows: Iterable[int], state: SearchState, weights: Sequence[float] | None = None) -> tuple[int, ...]:
+    """Archive indices, each once, and with several fronts that of the one architecture for all devices behind them."""
+    common = recommend(state, weights) if state.front_devices else None
+    return tuple(dict.fromkeys([*map(int, rows), *([] if common is None else [common])]))
+
+
 def presented(state: SearchState, weights: Sequence[float] | None = None) -> tuple[int, ...]:
     """Archive indices that reports and exports hold: the front, and with several fronts the one architecture for all
     devices, which may be on none of them."""
-    front = tuple(map(int, state.front_indices))
-    common = recommend(state, weights) if state.front_devices else None
-    return front if common is None or common in front else (*front, common)
+    return with_common(state.front_indices, state, weights)
 
 
 def weights_of(state: SearchState, goal: SearchState, weights: Sequence[float]) -> tuple[float, ...]:

@@ -110,14 +110,14 @@ def chance_below(bound: float, mean: Floats, std: Floats) -> Floats:
 def _improvement(front: Floats, reference: Floats, mean: Floats, std: Floats) -> Floats:
     if len(reference) == 1:
         return expected_excess(min(reference[0], *front[:, 0], np.inf), mean[:, 0], std[:, 0])
+    if len(reference) == 3:
+        return _over_boxes(*boxes(front, reference), mean, std)
     front = front[np.lexsort(front.T[::-1])]
     ends = np.append(front[:, 0], reference[0])
     lengths = np.diff(expected_excess(ends, mean[:, [0]], std[:, [0]]), axis=1, prepend=0.0)  # n x (k + 1)
     if len(reference) == 2:
         heights = np.minimum.accumulate(np.append(reference[1], front[:, 1]))
         return np.asarray((lengths * expected_excess(heights, mean[:, [1]], std[:, [1]])).sum(axis=1))
-    if len(reference) == 3:
-        return _over_boxes(*boxes(front, reference), mean, std)
     total = np.zeros(len(mean))
     for i in range(len(ends)):
         total += lengths[:, i] * _improvement(front[:i, 1:], reference[1:], mean[:, 1:], std[:, 1:])
