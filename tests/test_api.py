@@ -17,10 +17,11 @@ from typing import Any
 
 import onnxruntime
 import pytest
+from commands import cli
 
 import hwnas
 from hwnas import api, registry, report
-from hwnas.cli import NOTHING_FEASIBLE, app, main
+from hwnas.cli import NOTHING_FEASIBLE, app
 from hwnas.errors import (
     ExportFailed,
     InvalidBudget,
@@ -40,13 +41,6 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HWNAS_TABLES", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
-
-
-def cli(*words: str) -> int:
-    """The exit code of a command."""
-    with pytest.raises(SystemExit) as done:
-        main(list(words))
-    return int(done.value.code or 0)
 
 
 def test_search_keeps_the_budget_and_the_count() -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from commands import cli
 from onnx import TensorProto, helper, numpy_helper
 
 from hwnas import comparison, resources
-from hwnas.cli import main
 from hwnas.comparison import Timing, Timings, time_models
 from hwnas.core.measurement import Status
 from hwnas.devices import load_device
@@ -37,12 +37,6 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HWNAS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HWNAS_DEVICES", str(tmp_path / "devices"))
     monkeypatch.chdir(tmp_path)
-
-
-def cli(*words: str) -> int:
-    with pytest.raises(SystemExit) as done:
-        main(list(words))
-    return int(done.value.code or 0)
 
 
 def model(

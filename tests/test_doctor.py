@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
+from commands import cli
 
 from hwnas import doctor, listing, optional
-from hwnas.cli import main
 from hwnas.devices import load_device
 from hwnas.locking import lock_file
 from hwnas.profiling import host, probing
@@ -24,12 +24,6 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.delenv("HWNAS_TABLES", raising=False)
     monkeypatch.chdir(tmp_path)
-
-
-def cli(*words: str) -> int:
-    with pytest.raises(SystemExit) as done:
-        main(list(words))
-    return int(done.value.code or 0)
 
 
 def found(findings: list[doctor.Finding], area: str, name: str) -> doctor.Finding:

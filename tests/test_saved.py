@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from commands import cli
 
 import hwnas
 from hwnas import registry, resources, survey
-from hwnas.cli import main
 from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Context, Measurement, Source, Status
 from hwnas.devices import load_device
@@ -53,12 +53,6 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(f"HWNAS_{name}", str(tmp_path / name.lower()))
     monkeypatch.delenv("HWNAS_TABLES", raising=False)
     monkeypatch.chdir(tmp_path)
-
-
-def cli(*words: str) -> int:
-    with pytest.raises(SystemExit) as done:
-        main(list(words))
-    return int(done.value.code or 0)
 
 
 def truth(architecture: Architecture) -> float:

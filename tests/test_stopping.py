@@ -12,10 +12,10 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from commands import cli
 
 import hwnas
 from hwnas import api, registry
-from hwnas.cli import main
 from hwnas.core import pareto
 from hwnas.core.ledger import Ledger
 from hwnas.core.measurement import Context, Measurement, Source
@@ -315,12 +315,6 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HWNAS_TABLES", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
-
-
-def cli(*words: str) -> int:
-    with pytest.raises(SystemExit) as done:
-        main(list(words))
-    return int(done.value.code or 0)
 
 
 def test_a_converged_run_says_so_everywhere_and_can_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
