@@ -14,7 +14,8 @@ and `single` (error alone, three data sets). Peers need `pip install '.[bench]'`
 NePS needs an older BoTorch than the peer of that name, so an environment of its own with `pip install .
 neural-pipeline-search`, and there `--generators neps-bo` into the same results folder. What is cheap has many seeds,
 `agnet` 10, `agnet-paper` and `agnet-alone` 5; Optuna's GP sampler, BoTorch, HEBO and NePS take minutes a search and run
-on six tasks with two seeds, last. Under a budget only what knows constraints runs.
+on six tasks with two seeds, last (what docs/benchmarks shows has fewer of these: docs/benchmarks.md says which). Under
+a budget only what knows constraints runs.
 
 Each search is one file in the results folder, written when it ends; finished ones are skipped, so a stopped run goes
 on where it was, and so are those of an earlier run's Parquet file (`--earlier`): delete there what has changed since.

@@ -11,7 +11,8 @@ latency of all six devices on CIFAR-10, which the table of robust errors is abou
 Objectives that contradict each other leave few cells that are better than the median in all three, so that there are
 two reference points for the volume: the medians, as with two objectives, and the 0.9 quantiles, which have nearly the
 whole front inside. Peers, results and interruption as in `search_quality.py`. qLogNEHVI takes many minutes a search and
-runs on two tasks with one seed, last. Settings of our methods were chosen on CIFAR-10 tasks only, with two objectives.
+runs on two tasks with one seed, last. Settings of our methods were chosen on CIFAR-10 tasks: those of two objectives,
+and for the reference point of three also tasks of both kinds here, with other seeds than those that are shown.
 """
 
 from __future__ import annotations
