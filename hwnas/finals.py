@@ -11,8 +11,9 @@ they are and, where the profile's own device is at hand, which command measures 
 from __future__ import annotations
 
 import json
+import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import count
@@ -33,8 +34,9 @@ from hwnas.core.state import Evaluation, SearchState
 from hwnas.core.wording import quantity
 from hwnas.devices import load_device
 from hwnas.errors import HwnasError, RunCorrupt, RunError
-from hwnas.evaluators.measured import LATENCY, MeasuredEvaluator
+from hwnas.evaluators.measured import LATENCY, FileTiming, MeasuredEvaluator
 from hwnas.profiling import host
+from hwnas.profiling.bench import DRIFT
 from hwnas.profiling.profiler import choose_runtime
 from hwnas.profiling.record import write_samples
 
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 FILE = "measurements.json"
 SAMPLES = "samples"
+_TOLD = 0.03  # changes of the machine's pace below it are not worth a sentence
 _TURNS = 5  # the front changes with better figures; it settles within two or three turns
 
 
@@ -51,8 +54,10 @@ class Finals:
     """What is known about a run's measurements beside the figures themselves.
 
     Attributes:
-        devices: For each measured device: runtime, versions, fingerprint, noise floor, how well figures repeated, and
-            for each architecture (by key) the name of its network in the files of raw samples.
+        devices: For each measured device: runtime, versions, fingerprint, noise floor, how well figures repeated, how
+            much slower the machine was for the final measurements than for the search's first (`drift`, relative) and
+            in the search's batches (`paces`, fastest and slowest), and for each architecture (by key) the name of its
+            network in the files of raw samples.
         certificates: For each architecture (by key) and device the whole record of its last measurement.
         checked: For each device: the recommended model timed from its exported file, and whether it meets the budget.
         exported: The same for each exported model of the front, by its file's name.
@@ -146,7 +151,14 @@ def measure_front(assembly: Assembly, store: Store, state: SearchState) -> tuple
 def _worth_measuring(assembly: Assembly, evaluator: MeasuredEvaluator, state: SearchState) -> list[Architecture]:
     """What is or may be on a device's front, and with several fronts the one network for all."""
     common = (state.architectures[i] for i in with_common((), state, assembly.weights))
-    return list(dict.fromkeys([*hopeful(_concerning(state, evaluator.device)), *common]))
+
+    def doubt(row: Measurement) -> float:
+        """What a figure of the search may be off beside a final one: they are of the machine at different paces."""
+        if (row.metric, row.context.device) != (LATENCY, evaluator.device) or row.context == evaluator.final_context(LATENCY):
+            return 0.0
+        return abs(math.expm1(evaluator.meter.drift()))
+
+    return list(dict.fromkeys([*hopeful(_concerning(state, evaluator.device), doubt), *common]))
 
 
 def _concerning(state: SearchState, device: str) -> SearchState:
@@ -154,15 +166,20 @@ def _concerning(state: SearchState, device: str) -> SearchState:
     return state.by_device.get(device, state)
 
 
-def hopeful(state: SearchState) -> list[Architecture]:
+def hopeful(state: SearchState, doubt: Callable[[Measurement], float] = lambda row: 0.0) -> list[Architecture]:
     """Architectures that may be on the front: those that are, and those that would be if every number that was
-    measured or predicted here were at the better end of its interval."""
+    measured or predicted here were at the better end of its interval.
+
+    Args:
+        state: The search's.
+        doubt: By how much of its value a number's interval is too narrow to each side.
+    """
     if state.front_devices:  # of a device without a front of its own: its numbers count on every front
-        return list(dict.fromkeys(a for goal in state.goals for a in hopeful(goal)))
-    possible = np.array([_possible(state, i) for i in range(len(state.archive))], dtype=bool)
+        return list(dict.fromkeys(a for goal in state.goals for a in hopeful(goal, doubt)))
+    possible = np.array([_possible(state, i, doubt) for i in range(len(state.archive))], dtype=bool)
     possible &= ~np.isnan(state.losses).any(axis=1) if len(state.archive) else possible
     rows = np.flatnonzero(possible)
-    kept = rows[pareto.non_dominated(state.losses[rows], _half_widths(state)[rows])] if len(rows) else rows
+    kept = rows[pareto.non_dominated(state.losses[rows], _half_widths(state, doubt)[rows])] if len(rows) else rows
     chosen = sorted({*map(int, kept), *map(int, state.front_indices)})
     return [state.architectures[i] for i in chosen]
 
@@ -232,19 +249,27 @@ def check_exported(assembly: Assembly, files: Mapping[Path, Evaluation]) -> dict
 
 
 def _checked(
-    assembly: Assembly, device: str, row: Measurement | None, path: Path, told: tuple[float, float, float] | str
+    assembly: Assembly, device: str, row: Measurement | None, path: Path, told: FileTiming | str
 ) -> dict[str, Any]:
-    """What timing a file says of its model; `row` is what the run says of it."""
+    """What timing a file says of its model; `row` is what the run says of it. A budget is kept at the machine's pace
+    now and at that of the final measurements; whether a file is as fast as its network was is a question of one pace.
+    """
     start = f"{path.name} timed from its file on {device}: "
     if isinstance(told, str):
         return {"kept": False, "agrees": False, "message": f"{start}{told}."}
-    value, low, high = told
+    value, low, high = told.now
+    worst = max(high, told.high)
     bounds = [c for c in assembly.constraints if (c.metric, c.device) == (LATENCY, device)]
     message = f"{start}{quantity(LATENCY, value)} ({quantity(LATENCY, low)} to {quantity(LATENCY, high)})"
     for bound in bounds:
-        how = "within" if bound.violation(high) == 0 else "NOT certainly within"
+        how = "within" if bound.violation(worst) == 0 else "NOT certainly within"
         message += f", {how} the budget of {quantity(LATENCY, bound.bound)}"
-    agrees = row is None or row.interval is None or (row.interval[0] <= high and low <= row.interval[1])
+    if abs(told.slower) >= _TOLD or any(bound.violation(high) != bound.violation(worst) for bound in bounds):
+        message += (
+            f"; the machine is {_slower(math.expm1(told.slower))} now than when the front was measured: at that pace "
+            f"it would be {quantity(LATENCY, told.value)} (up to {quantity(LATENCY, told.high)})"
+        )
+    agrees = row is None or row.interval is None or (row.interval[0] <= told.high and told.low <= row.interval[1])
     if row is not None and not agrees:
         message += (
             f"; the front says {quantity(LATENCY, row.value)}, and the intervals do not meet: this machine does "
@@ -254,7 +279,8 @@ def _checked(
         "latency_ms": value,
         "low": low,
         "high": high,
-        "kept": all(bound.violation(high) == 0 for bound in bounds),
+        "slower": math.expm1(told.slower),
+        "kept": all(bound.violation(worst) == 0 for bound in bounds),
         "agrees": agrees,
         "message": f"{message}.",
     }
@@ -329,22 +355,26 @@ def _not_final(assembly: Assembly, evaluator: MeasuredEvaluator, found: Sequence
     ]
 
 
-def _half_widths(state: SearchState) -> NDArray[np.float64]:
+def _half_widths(state: SearchState, doubt: Callable[[Measurement], float]) -> NDArray[np.float64]:
     """`n x m`, half of each interval that was measured or predicted here; 0 for others. Predictions make no ties on a
     front, but here they decide what is worth a measurement."""
     own = (Source.MEASURED, Source.PREDICTED)
     found = [[e.find(o.metric, o.device) for o in state.objectives] for e in state.archive]
-    widths = [[row.half_width if row and row.context.source in own else 0.0 for row in rows] for rows in found]
+    widths = [
+        [row.half_width + doubt(row) * row.value if row and row.context.source in own else 0.0 for row in rows]
+        for rows in found
+    ]
     return np.array(widths, dtype=np.float64).reshape(len(state.archive), len(state.objectives))
 
 
-def _possible(state: SearchState, index: int) -> bool:
+def _possible(state: SearchState, index: int, doubt: Callable[[Measurement], float]) -> bool:
     for constraint in state.constraints:
         row = state.archive[index].find(constraint.metric, constraint.device)
         if row is None:
             return False
         low, high = row.interval if row.interval is not None else (row.value, row.value)
-        if constraint.violation(low if constraint.goal == "min" else high) > 0 and constraint.violation(row.value) > 0:
+        better = low - doubt(row) * row.value if constraint.goal == "min" else high + doubt(row) * row.value
+        if constraint.violation(better) > 0 and constraint.violation(row.value) > 0:
             return False
     return True
 
@@ -375,15 +405,29 @@ def _finals(
     return rows
 
 
+def _slower(change: float) -> str:
+    return f"{abs(change):.0%} {'slower' if change > 0 else 'faster'}"
+
+
 def _note(told: Mapping[str, Any]) -> str:
     floor = f"noise floor {told['noise_floor']:.1%} between sessions"
     if not told["calibrated"]:
         floor += f" assumed; 'hwnas calibrate --device {told['device']}' measures it"
+    if told.get("widened", 0.0) > told["noise_floor"]:
+        floor += f"; intervals contain the {told['widened']:.1%} that repeated measurements showed"
     text = f"Measured on {told['title']} with {told['runtime']}, {told['threads']} thread(s): {floor}"
     again = told.get("retests")
     if again:
         tau = "" if again["tau"] is None else f", Kendall tau {again['tau']:.2f}"
         text += f"; {again['pairs']} repeated measurements differ by {again['relative']:.1%} (median{tau})"
+    if abs(told.get("drift", 0.0)) >= _TOLD:
+        text += (
+            f"; the machine was {_slower(told['drift'])} when the front was measured than at the search's beginning, "
+            "whose pace the figures of other networks are at"
+        )
+    slowest = (told.get("paces") or (0.0, 0.0))[1]
+    if slowest >= DRIFT:
+        text += f"; in between it was up to {slowest:.0%} slower than then, which the reference networks corrected"
     if told.get("clock") == "device":
         text += "; latencies are by the device's own events, without what the host takes to launch the work"
     if told.get("squeezed"):

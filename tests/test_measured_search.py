@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Context, Measurement, Source
 from hwnas.core.objective import Constraint
 from hwnas.core.state import Evaluation
+from hwnas.evaluators.measured import FileTiming
 from hwnas.finals import Finals, check_exported
 from hwnas.profiling.protocol import PROTOCOLS
 from hwnas.progress import Measuring, Progress
@@ -205,8 +207,10 @@ def test_nothing_is_shown_where_nothing_shall_be() -> None:
     assert text.getvalue() == ""
 
 
-@pytest.mark.parametrize(("timed", "contradicts"), [((1.2, 1.15, 1.25), True), ((1.04, 1.0, 1.08), False)])
-def test_a_file_that_contradicts_the_front_is_said(timed: tuple[float, float, float], contradicts: bool) -> None:
+@pytest.mark.parametrize(
+    ("timed", "contradicts"), [(FileTiming(1.2, 1.15, 1.25), True), (FileTiming(1.04, 1.0, 1.08), False)]
+)
+def test_a_file_that_contradicts_the_front_is_said(timed: FileTiming, contradicts: bool) -> None:
     architecture = Architecture("toy", (0, 0, 0, 0))
     context = Context(Source.MEASURED, device="box")
     row = Measurement(architecture, "latency_ms", 1.0, context, interval=(0.97, 1.03))
@@ -214,15 +218,31 @@ def test_a_file_that_contradicts_the_front_is_said(timed: tuple[float, float, fl
     assembly: Any = SimpleNamespace(measured=(SimpleNamespace(device="box", meter=meter),), constraints=())
     found = check_exported(assembly, {Path("net.onnx"): Evaluation(architecture, (row,))})
     told = found["net.onnx"]["box"]
-    assert told["latency_ms"] == timed[0]
+    assert told["latency_ms"] == timed.value
     assert told["agrees"] is not contradicts
     assert ("the intervals do not meet" in told["message"]) is contradicts
+
+
+@pytest.mark.parametrize(("slower", "kept"), [(0.0, True), (0.06, False), (-0.06, True), (-0.2, False)])
+def test_a_budget_is_kept_at_the_pace_of_now_and_at_that_of_the_front(slower: float, kept: bool) -> None:
+    architecture, context = Architecture("toy", (0, 0, 0, 0)), Context(Source.MEASURED, device="box")
+    row = Measurement(architecture, "latency_ms", 1.0, context, interval=(0.97, 1.03))
+    levelled = FileTiming(1.0, 0.95, 1.2 if slower == -0.2 else 1.08, slower)
+    meter = SimpleNamespace(measure_files=lambda paths: [levelled], context=lambda metric, final: context)
+    budget = Constraint("latency_ms", 1.1, "box")
+    assembly: Any = SimpleNamespace(measured=(SimpleNamespace(device="box", meter=meter),), constraints=(budget,))
+    told = check_exported(assembly, {Path("net.onnx"): Evaluation(architecture, (row,))})["net.onnx"]["box"]
+    assert told["latency_ms"] == pytest.approx(math.exp(slower))  # what the clock shows
+    assert told["agrees"]  # the file is as fast as its network; it is the machine that is not
+    assert told["kept"] is kept
+    assert ("NOT certainly within the budget" in told["message"]) is not kept
+    assert f"{abs(math.expm1(slower)):.0%} {'slower' if slower > 0 else 'faster'} now" in told["message"] or not slower
 
 
 def test_of_a_front_that_misses_its_budget_the_files_are_named() -> None:
     context = Context(Source.MEASURED, device="box")
     budget = Constraint("latency_ms", 1.1, "box")
-    timed: list[Any] = [(1.0, 0.9, 1.05), (1.0, 0.9, 1.2), "oom: too large"]
+    timed: list[Any] = [FileTiming(1.0, 0.9, 1.05), FileTiming(1.0, 0.9, 1.2), "oom: too large"]
     meter = SimpleNamespace(measure_files=lambda paths: timed, context=lambda metric, final: context)
     assembly: Any = SimpleNamespace(measured=(SimpleNamespace(device="box", meter=meter),), constraints=(budget,))
     files = {}

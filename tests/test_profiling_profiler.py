@@ -412,25 +412,43 @@ def test_a_damaged_calibration_is_named_with_the_way_out(content: str) -> None:
 # -- a run that is continued -----------------------------------------------------------------------------------------
 
 
-def test_a_continued_run_stays_on_its_level_and_at_its_noise_floor(files: list[Candidate]) -> None:
+def test_a_protocol_of_a_continued_run_stays_on_its_level_and_another_one_is_on_the_clocks(
+    files: list[Candidate],
+) -> None:
     box = replace(BOX, options={"seed": 0, "jitter": 0, "level": 0.05})
     notes: list[Any] = []
     with profiler(box, name="monday", cached=False) as device:
         device.join([], notes.append, lambda name: None)
         first = {record.subject.id: record.latency for record in device.measure(files, HASTY)}
         write_calibration(device.fingerprint, device.config, 0.3, 5, 3, HASTY)
-    for protocol in (HASTY, CAREFUL):  # one that has measured before, and one that begins today
-        kept = json.loads(json.dumps(notes))
-        with profiler(box, name="tuesday", cached=False) as device:
-            device.join(kept, kept.append, lambda name: {c.id: c for c in files}[name])
-            assert device.noise_floor == (DEFAULT_SIGMA, False)
-            fresh = [replace(candidate, id=f"{candidate.id}-again") for candidate in files]
-            for candidate, record in zip(files, device.measure(fresh, protocol), strict=True):
-                assert record.latency.value == pytest.approx(first[candidate.id].value)
-                assert abs(record.latency.level) > 0.01  # the two days differ
-            retests = device.history(protocol.name).retests
-            assert (retests is None) == (protocol is CAREFUL)
-            assert device.history(protocol.name).batches == (2 if protocol is HASTY else 1)
+    fresh = [replace(candidate, id=f"{candidate.id}-again") for candidate in files]
+    with profiler(box, name="tuesday", cached=False) as device:
+        device.join(notes, notes.append, lambda name: {c.id: c for c in files}[name])
+        assert device.noise_floor == (DEFAULT_SIGMA, False)
+        again = [record.latency for record in device.measure(fresh, HASTY)]
+        careful = [record.latency for record in device.measure(fresh, CAREFUL)]
+        slower = again[0].level
+        assert abs(slower) > 0.01  # the two days differ
+        assert device.history("hasty").retests is not None
+        assert device.history("careful").retests is None
+        assert (device.history("hasty").batches, device.history("careful").batches) == (2, 1)
+        assert device.drift("hasty", "careful") == pytest.approx(slower)
+        assert device.drift("careful", "nobody") == 0
+    for candidate, levelled, shown in zip(files, again, careful, strict=True):
+        value = first[candidate.id].value
+        assert levelled.value == pytest.approx(value)
+        assert (shown.value, shown.level) == (pytest.approx(value * math.exp(slower)), 0)
+        assert shown.value == pytest.approx(shown.spread.median, rel=0.01)
+        # in another process three references tell the level to within their own parts between sessions
+        half, doubt = math.log(levelled.high / levelled.value), math.sqrt(2 / 3) * DEFAULT_SIGMA
+        assert half == pytest.approx(math.hypot(levelled.half_within, 1.96 * math.hypot(DEFAULT_SIGMA, doubt)))
+        assert math.log(shown.high / shown.value) < half
+    with profiler(box, name="wednesday", cached=False) as device:  # killed while the front was measured
+        device.join(notes, notes.append, lambda name: {c.id: c for c in fresh}.get(name))
+        others = [replace(candidate, id=f"{candidate.id}-later") for candidate in files]
+        later = [record.latency for record in device.measure(others, CAREFUL)]
+        assert [latency.value for latency in later] == pytest.approx([latency.value for latency in careful])
+        assert abs(later[0].level) > 0.01
     with profiler(replace(box, threads=2)) as device, pytest.raises(RunIncompatible, match="threads 1, now 2"):
         device.join(notes, notes.append, lambda name: None)
 

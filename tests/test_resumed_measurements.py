@@ -1,7 +1,8 @@
 """A measured search that is killed at any moment and continued ends like one that was not.
 
-On the simulated device, whose machine is slower or faster in every session: what a session that was killed knew has to
-come back for the figures of the next one to be on its level.
+On simulated devices. On one the machine is always as fast, and everything has to be the same in the end. On the other
+it is slower or faster in every session: what the search measures stays on the level of its first batch, while the front
+is what the clock showed when it was measured.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hwnas import finals
+from hwnas.core.measurement import Source
+from hwnas.rundir import DATABASE
+from hwnas.stores.sqlite import SqliteStore
 
 # A process of its own, without threads, whose children search, are killed, and go on. One import for all of them.
 SEARCHES = """
@@ -32,6 +37,7 @@ from hwnas.evaluators.measured import MeasuredEvaluator, Screening
 from hwnas.predictors import latency
 from hwnas.profiling import profiler
 from hwnas.profiling.protocol import PROTOCOLS
+from hwnas.rundir import DATABASE
 from hwnas.stores.sqlite import SqliteStore
 from hwnas.testing.profiling import DirectTransport
 
@@ -86,12 +92,13 @@ for text in sys.argv[3:]:
 """
 
 
-def search(folder: Path, *kills: str) -> None:
+def search(folder: Path, *kills: str, level: float = 0.0) -> None:
+    folder.mkdir(exist_ok=True)
     device = folder / "simulated.toml"
     device.write_text(
         'name = "simulated"\ntitle = "A simulated device"\nkind = "cpu"\nruntimes = ["fake"]\nprecisions = ["fp32"]\n'
         'metrics = ["latency_ms"]\nmeasured_how = "Simulated."\nhost = "local"\n'
-        "options = { seed = 0, jitter = 0, spread = 0, level = 0.04 }\n"
+        f"options = {{ seed = 0, jitter = 0, spread = 0, level = {level} }}\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "HWNAS_TABLES"}
     environment["XDG_DATA_HOME"] = str(folder / "data")
@@ -181,6 +188,43 @@ def test_a_killed_and_continued_search_ends_like_one_that_was_not(whole: Path) -
     assert any(place.endswith(".certificate.json/simulated/latency/value") for place in expected)
     for name, at in kills.items():
         assert differences(found(whole / at), expected) == {}, name
+
+
+def latencies(where: Path) -> dict[str, dict[str, float]]:
+    """Of a run, by protocol and network: latencies on record."""
+    with closing(SqliteStore.read(where / "run" / DATABASE)) as store:
+        rows = [row for row in store.rows() if row.metric == "latency_ms" and row.context.source is Source.MEASURED]
+    found: dict[str, dict[str, float]] = {"quick": {}, "final": {}}
+    for row in rows:
+        name = "final" if "final" in str(row.context.fidelity) else "quick"
+        found[name][row.architecture.key] = row.value
+    return found
+
+
+def test_where_the_machine_is_at_another_pace_the_search_stays_on_its_level_and_the_front_is_on_the_clocks(
+    whole: Path, tmp_path: Path
+) -> None:
+    at = moments(whole)
+    early, late = at["half of the predictions are stored"], at["the front is measured, nothing of it stored"]
+    search(tmp_path, "0", early, late, level=0.04)
+    expected = latencies(tmp_path / "0")
+    for kill in (early, late):
+        found = latencies(tmp_path / kill)
+        assert found["quick"] == pytest.approx(expected["quick"])
+        assert found["final"].keys() >= expected["final"].keys()
+        ratios = {found["final"][key] / value for key, value in expected["final"].items()}
+        assert max(ratios) == pytest.approx(min(ratios))
+        told = json.loads((tmp_path / kill / "run" / finals.FILE).read_text())
+        (checks,) = zip(*(check.values() for check in told["exported"].values()), strict=True)
+        drift = told["devices"]["simulated"]["drift"]
+        if kill == early:  # the front was measured in the session that the check is of
+            assert drift == pytest.approx(min(ratios) - 1)
+            assert abs(drift) > 0.01
+            assert {round(check["slower"], 9) for check in checks} == {0}
+        else:  # it was measured before the kill, and the machine has changed since then
+            assert (drift, min(ratios)) == (pytest.approx(0), pytest.approx(1))
+            assert min(abs(check["slower"]) for check in checks) > 0.01
+        assert all(check["agrees"] for check in checks)
 
 
 @pytest.mark.slow

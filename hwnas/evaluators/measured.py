@@ -7,6 +7,7 @@ say so (source `predicted`). What the search ends with is measured, always (`fin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +26,27 @@ Floats = NDArray[np.float64]
 OnProgress = Callable[[int, int, str], None]
 Note = Callable[[Mapping[str, Any]], None]
 LATENCY = "latency_ms"
+
+
+@dataclass(frozen=True)
+class FileTiming:
+    """What timing one exported file came to.
+
+    Attributes:
+        value, low, high: Latency with its 95 % interval, ms, at the pace that the final measurements were made at.
+        slower: Log factor by which the machine is slower now than it was then: the clock shows `value * exp(slower)`.
+    """
+
+    value: float
+    low: float
+    high: float
+    slower: float = 0.0
+
+    @property
+    def now(self) -> tuple[float, float, float]:
+        """Latency and interval as the clock shows them, ms."""
+        factor = math.exp(self.slower)
+        return factor * self.value, factor * self.low, factor * self.high
 
 
 class Meter(Protocol):
@@ -46,9 +68,12 @@ class Meter(Protocol):
             final: With the most careful protocol, each from the file that a user would get.
         """
 
-    def measure_files(self, paths: Sequence[Path]) -> list[tuple[float, float, float] | str]:
-        """Latency of each ONNX file and its 95 % interval, ms, with the most careful protocol and interleaved with each
-        other; or why there is none."""
+    def measure_files(self, paths: Sequence[Path]) -> list[FileTiming | str]:
+        """Each ONNX file timed with the most careful protocol, interleaved with each other; or why it was not."""
+
+    def drift(self) -> float:
+        """How much slower the machine was when the final measurements began than when those of the search did, as a
+        log factor; 0 before that is known."""
 
     def join(self, notes: Sequence[Mapping[str, Any]], note: Note) -> None:
         """Take up a run: answer, count and summarise as if its earlier sessions had been this one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Context, Measurement, Source, Status
 from hwnas.core.protocols import SearchSpace
 from hwnas.errors import ExportFailed, HwnasError
+from hwnas.evaluators.measured import FileTiming
 from hwnas.onnx_facts import model_facts
 from hwnas.profiling.backend import clock_of
 from hwnas.profiling.bench import Candidate, OnProgress
@@ -155,21 +157,33 @@ class SpaceMeter:
             self.records[architecture] = found[wanted]
             yield {m: measurement(found[wanted], architecture, m, context) for m in self.metrics}
 
-    def measure_files(self, paths: Sequence[Path]) -> list[tuple[float, float, float] | str]:
+    def measure_files(self, paths: Sequence[Path]) -> list[FileTiming | str]:
         """See `hwnas.evaluators.measured.Meter`."""
         # without their hashes, so that neither cache nor an earlier record answers: these very files are timed
         files = [Candidate(f"exported/{path.stem}", path) for path in paths]
-        found: list[tuple[float, float, float] | str] = []
+        found: list[FileTiming | str] = []
         for record in self.profiler.measure(files, self._final):
             latency = record.latency
             told = f"{record.status}: {record.message}"
-            found.append(told if latency is None else (latency.value, latency.low, latency.high))
+            if latency is None:
+                found.append(told)
+            else:
+                found.append(FileTiming(latency.value, latency.low, latency.high, latency.level))
         return found
+
+    def drift(self) -> float:
+        """See `hwnas.evaluators.measured.Meter`."""
+        return self.profiler.drift(self._careful.name, self._final.name)
 
     def summary(self) -> dict[str, Any]:
         """See `hwnas.evaluators.measured.Meter`."""
-        repeated = self.profiler.history(self._careful.name).retests
-        return self.profiler.describe() | {"retests": None if repeated is None else asdict(repeated)}
+        history = self.profiler.history(self._careful.name)
+        repeated, paces = history.retests, [math.expm1(offset) for offset in history.offsets]
+        return self.profiler.describe() | {
+            "retests": None if repeated is None else asdict(repeated),
+            "drift": math.expm1(self.drift()),
+            "paces": [min(paces), max(paces)] if paces else None,
+        }
 
     def certificate(self, architecture: Architecture) -> dict[str, Any] | None:
         """See `hwnas.evaluators.measured.Meter`."""

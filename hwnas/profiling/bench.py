@@ -73,6 +73,14 @@ class _Loaded:
 
 
 @dataclass
+class _Level:
+    """Where a batch stands: mean log offset of the references to the first one, and that mean's standard deviation."""
+
+    offset: float = 0.0
+    doubt: float = 0.0
+
+
+@dataclass
 class _Session:
     """One worker process's view of a batch: figures by id, in the order of `ids`."""
 
@@ -151,6 +159,8 @@ class Bench:
         self._measured: dict[str, Candidate] = {}
         self._alive = False
         self._loaded: dict[str, _Loaded] = {}
+        self._starts = 0  # of workers
+        self._anchor: int | None = None  # the worker, by that count, in which this session's level was found
         self._build = 0  # number of the process among those of a batch, and of the engines that it builds
         self.samples: dict[str, Floats] = {}
         self.draws: dict[str, Floats] = {}
@@ -200,7 +210,8 @@ class Bench:
                 self._load_one(name, path)
                 self._warm(name)
             self._level_of([self._rounds(stream(self._seed, 0, "level"))])
-            self._on_batch({**self.history.since(len(self.history.pairs), {}), "records": []})
+            told = self.history.since(len(self.history.pairs), len(self.history.offsets), {})
+            self._on_batch({**told, "records": []})
         return self.levels
 
     @property
@@ -260,7 +271,7 @@ class Bench:
     def _batch(self, batch: Sequence[Candidate]) -> dict[str, Record]:
         history = self.history
         rng = stream(self._seed, history.batches, "rounds")
-        again, pairs = self._retested(batch, rng), len(history.pairs)
+        again, pairs, offsets = self._retested(batch, rng), len(history.pairs), len(history.offsets)
         while again and self._taken([*batch, *again]) > self._room.bytes:
             again.pop()
         history.batches += 1
@@ -269,9 +280,11 @@ class Bench:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         sessions = self._sessions(members, faults, rng)
         level = self._level_of(sessions)
-        if sessions and abs(level) > REPEAT:
+        if sessions and abs(level.offset) > REPEAT:
             sessions = self._sessions(members, faults, rng)
             level = self._level_of(sessions)
+        if sessions:
+            history.offsets.append(level.offset)
         for candidate in again:
             self._note_retest(candidate, sessions, level)
         records = {}
@@ -280,11 +293,10 @@ class Bench:
                 records[candidate.id] = self._failed(candidate, faults)
             else:
                 records[candidate.id] = self._record(candidate, sessions, level, faults, started)
-                self._keep(candidate.id, sessions, level)
+                self._keep(candidate.id, sessions, level.offset)
         self._unload([name for name in self._loaded if name not in self._references])
-        self._on_batch(
-            {**history.since(pairs, records), "records": [records[candidate.id].to_json() for candidate in batch]}
-        )
+        told = history.since(pairs, offsets, records)
+        self._on_batch({**told, "records": [records[candidate.id].to_json() for candidate in batch]})
         return records
 
     def _keep(self, name: str, sessions: Sequence[_Session], level: float) -> None:
@@ -454,6 +466,7 @@ class Bench:
     def _start(self) -> None:
         self._loaded = {}
         self._transport.start()
+        self._starts += 1
         self._alive = True
 
     def _call(self, request: Message, timeout: float) -> dict[str, Any]:
@@ -492,14 +505,20 @@ class Bench:
 
     # -- references and retests --------------------------------------------------------------------------------------
 
-    def _level_of(self, sessions: Sequence[_Session]) -> float:
-        """Mean log offset of the references to the first batch, which sets the level."""
+    def _level_of(self, sessions: Sequence[_Session]) -> _Level:
+        """Where the references are now; the first batch sets the level."""
         if not sessions or not self._references:
-            return 0.0
+            return _Level()
         now = {name: _mean([s.wall.value[s.at(name)] for s in sessions]) for name in self._references}
         if not self.history.level:
-            self.history.level = now
-        return _mean([now[name] - self.history.level[name] for name in now])
+            self.history.level, self._anchor = now, self._starts
+            return _Level()
+        moved = np.array([now[name] - self.history.level[name] for name in now])
+        apart = float(moved.std(ddof=1)) if len(moved) > 1 else 0.0
+        if self._anchor != self._starts:
+            # in another process each reference moves by a part of its own, and so few may seem to agree by chance
+            apart = max(apart, math.sqrt(2 / len(sessions)) * self.sigma)
+        return _Level(float(moved.mean()), apart / math.sqrt(len(moved)))
 
     def _retested(self, batch: Sequence[Candidate], rng: np.random.Generator) -> list[Candidate]:
         names = [name for name in self.history.figures if name not in {candidate.id for candidate in batch}]
@@ -507,22 +526,23 @@ class Bench:
         found = [self._measured.get(names[i]) or self._earlier(names[i]) for i in chosen]
         return [candidate for candidate in found if candidate is not None and candidate.path.exists()]
 
-    def _note_retest(self, candidate: Candidate, sessions: Sequence[_Session], level: float) -> None:
+    def _note_retest(self, candidate: Candidate, sessions: Sequence[_Session], level: _Level) -> None:
         found = [s for s in sessions if candidate.id in s.ids]
         if found:
             first, half = self.history.figures[candidate.id]
             second, within = _combined([s.wall for s in found], [s.at(candidate.id) for s in found])
-            joint = float(self._with_session(within, found, candidate.id))
-            self.history.pairs.append((first, second - level, (half, joint)))
+            joint = float(self._with_session(within, found, candidate.id, level))
+            self.history.pairs.append((first, second - level.offset, (half, joint)))
 
     # -- records -----------------------------------------------------------------------------------------------------
 
-    def _with_session(self, within: float, sessions: Sequence[_Session], name: str) -> Floats:
-        """Half width of a figure with the part between sessions, which several processes show and average out."""
+    def _with_session(self, within: float, sessions: Sequence[_Session], name: str, level: _Level) -> Floats:
+        """Half width of a figure with the part between sessions, which several processes show and average out, and the
+        doubt about the level that it is brought to."""
         count = len(sessions)
         values = [s.wall.value[s.at(name)] for s in sessions]
         seen = float(np.std(values, ddof=1)) if count > 1 else 0.0
-        return statistics.with_session(within, max(self.sigma, seen) / math.sqrt(count))
+        return statistics.with_session(within, math.hypot(max(self.sigma, seen) / math.sqrt(count), level.doubt))
 
     def _setup(self, providers: Sequence[str] = ()) -> Setup:
         info = self.info
@@ -542,12 +562,12 @@ class Bench:
         return Record(subject, self._setup(), status, message, retries=faults.retries.get(candidate.id, 0))
 
     def _record(
-        self, candidate: Candidate, sessions: Sequence[_Session], level: float, faults: _Faults, started: str
+        self, candidate: Candidate, sessions: Sequence[_Session], at: _Level, faults: _Faults, started: str
     ) -> Record:
-        name, last = candidate.id, sessions[-1]
+        name, last, level = candidate.id, sessions[-1], at.offset
         loaded = last.loaded[name]
         value, within = _combined([s.wall for s in sessions], [s.at(name) for s in sessions])
-        half = float(self._with_session(within, sessions, name))
+        half = float(self._with_session(within, sessions, name, at))
         cpu, cpu_within = _combined([s.cpu for s in sessions], [s.at(name) for s in sessions])
         cpu_half = float(statistics.with_session(cpu_within, self.sigma))
         samples = np.concatenate([s.loaded[name].samples for s in sessions])

@@ -24,12 +24,14 @@ class History:
     Attributes:
         batches: How many were begun.
         level: Log figures of the reference networks in the first batch, by name; empty before it.
+        offsets: Of each batch that measured anything: mean log offset of the references to `level`.
         figures: Log figure on that level and half width, by network, in the order of measuring.
         pairs: (first log figure, second, their half widths) of networks that a later batch measured again.
     """
 
     batches: int = 0
     level: dict[str, float] = field(default_factory=dict)
+    offsets: list[float] = field(default_factory=list)
     figures: dict[str, tuple[float, float]] = field(default_factory=dict)
     pairs: list[tuple[float, float, tuple[float, float]]] = field(default_factory=list)
 
@@ -47,16 +49,17 @@ class History:
         first, second, _ = (np.array(column) for column in zip(*self.pairs, strict=True))
         return statistics.retest_sigma(first, second)
 
-    def since(self, pairs: int, networks: Mapping[str, Any]) -> dict[str, Any]:
+    def since(self, pairs: int, offsets: int, networks: Mapping[str, Any]) -> dict[str, Any]:
         """What a batch added, as plain values.
 
         Args:
-            pairs: How many there were before it.
+            pairs, offsets: How many there were before it.
             networks: By name: those of the batch.
         """
         return {
             "batches": self.batches,
             "level": dict(self.level),
+            "offsets": self.offsets[offsets:],
             "figures": {name: list(self.figures[name]) for name in networks if name in self.figures},
             "pairs": [[first, second, list(halves)] for first, second, halves in self.pairs[pairs:]],
         }
@@ -69,5 +72,6 @@ class History:
         """
         self.batches = int(told["batches"])
         self.level = {str(name): float(value) for name, value in told["level"].items()}
+        self.offsets += map(float, told.get("offsets", ()))  # none in a run of an earlier version
         self.figures |= {str(name): (float(value), float(half)) for name, (value, half) in told["figures"].items()}
         self.pairs += [(float(a), float(b), (float(h), float(g))) for a, b, (h, g) in told["pairs"]]

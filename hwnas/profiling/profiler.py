@@ -84,7 +84,6 @@ class Profiler:
         self._references = write_references(Path(self._folder.name))
         self._benches: dict[str, Bench] = {}
         self._histories: dict[str, History] = {}
-        self._level: dict[str, float] = {}  # of a run that is continued: its first batch's
         self._note: Callable[[Mapping[str, Any]], None] = lambda told: None
         self._earlier: Callable[[str], Candidate | None] = lambda name: None
         self._cache: ResultCache | None = None
@@ -107,8 +106,9 @@ class Profiler:
         note: Callable[[Mapping[str, Any]], None],
         earlier: Callable[[str], Candidate | None],
     ) -> None:
-        """Take up a run: what is measured from now on is on the level of its earlier sessions, counts as their next
-        batches and contains the noise floor that they began with. Call it before anything is measured.
+        """Take up a run: a protocol that measured in its earlier sessions goes on with its next batches, on the level
+        and with the noise floor that they began with; one that begins today begins on what the clock shows today. Call
+        it before anything is measured.
 
         Args:
             notes: What earlier sessions noted, in order; empty in the first.
@@ -134,13 +134,18 @@ class Profiler:
         for told in notes:
             if told["what"] == "batch":
                 self.history(told["protocol"]).add(told)
-        self._level = next((history.level for history in self._histories.values() if history.level), {})
         self._note, self._earlier = note, earlier
 
     def history(self, protocol: str) -> History:
-        """What later batches by a protocol know of earlier ones, those of earlier sessions included. One that begins in
-        a session that continues a run begins on that run's level: the machine may be faster or slower today."""
-        return self._histories.setdefault(protocol, History(level=dict(self._level)))
+        """What later batches by a protocol know of earlier ones, those of earlier sessions included."""
+        return self._histories.setdefault(protocol, History())
+
+    def drift(self, before: str, after: str) -> float:
+        """How much slower the machine was when the protocol `after` began than when `before` did, as a log factor by
+        the reference networks; 0 where either has measured nothing."""
+        first, second = self.history(before).level, self.history(after).level
+        shared = sorted(first.keys() & second.keys())
+        return float(np.mean([second[name] - first[name] for name in shared])) if shared else 0.0
 
     def measure(self, candidates: Sequence[Candidate], protocol: Protocol) -> Iterator[Record]:
         """A record for each candidate, in order; measured ones as their batch ends, and kept at once.
@@ -219,6 +224,7 @@ class Profiler:
             "facts": dict(self.info.facts),
             "noise_floor": floor,
             "calibrated": calibrated,
+            "widened": max([floor, *(history.sigma for history in self._histories.values())]),
             "squeezed": next((bench.squeezed for bench in self._benches.values() if bench.squeezed), ""),
         }
 

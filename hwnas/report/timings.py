@@ -161,6 +161,8 @@ def device_note(name: str, told: Mapping[str, Any]) -> str:
     floor = f"noise floor {told['noise_floor']:.1%} between sessions"
     if not told["calibrated"]:
         floor += f" (assumed; 'hwnas calibrate --device {name}' measures it)"
+    if told.get("widened", 0.0) > told["noise_floor"]:
+        floor += f"; intervals contain the {told['widened']:.1%} that repeated measurements showed"
     squeezed = f"; {told['squeezed']}" if told.get("squeezed") else ""
     threads = f"{told['threads']} thread{'s' * (told['threads'] > 1)}"
     clock = "; timed by the device's own events" if told.get("clock") == "device" else ""
