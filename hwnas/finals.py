@@ -154,7 +154,9 @@ def _worth_measuring(assembly: Assembly, evaluator: MeasuredEvaluator, state: Se
 
     def doubt(row: Measurement) -> float:
         """What a figure of the search may be off beside a final one: they are of the machine at different paces."""
-        if (row.metric, row.context.device) != (LATENCY, evaluator.device) or row.context == evaluator.final_context(LATENCY):
+        if (row.metric, row.context.device) != (LATENCY, evaluator.device) or row.context == evaluator.final_context(
+            LATENCY
+        ):
             return 0.0
         return abs(math.expm1(evaluator.meter.drift()))
 

@@ -158,7 +158,7 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, An
         floats = isinstance(one, float) and isinstance(other, float)
         return math.isclose(one, other, rel_tol=1e-5) if floats else bool(one == other)
 
-    pairs = {place: (a.get(place), b.get(place)) for place in {**a, **b}}
+    pairs = {place: (a.get(place), b.get(place)) for place in {**a, **b} if not of_check(place)}
     return {place: pair for place, pair in pairs.items() if not same(*pair)}
 
 
@@ -188,6 +188,12 @@ def test_a_killed_and_continued_search_ends_like_one_that_was_not(whole: Path) -
     assert any(place.endswith(".certificate.json/simulated/latency/value") for place in expected)
     for name, at in kills.items():
         assert differences(found(whole / at), expected) == {}, name
+
+
+def of_check(place: str) -> bool:
+    """Whether a place tells the interval of a file's timing. It is wider where the front was measured in an earlier
+    session: the references tell another process's level less surely."""
+    return ("/exported/" in place or "/checked/" in place) and place.rsplit("/", 1)[1] in ("low", "high", "message")
 
 
 def latencies(where: Path) -> dict[str, dict[str, float]]:
@@ -232,6 +238,6 @@ def test_it_may_be_killed_at_any_write(whole: Path) -> None:
     log = json.loads((whole / "0" / "log.json").read_text())
     # before the first batch there is no level yet: another session's machine is as fast as it is then
     kills = [str(at) for at in range(log.index("note batch") + 1, len(log), 3)]
-    search(whole, *kills)
+    search(whole, *(at for at in kills if not (whole / at).exists()))
     for at in kills:
         assert differences(found(whole / at), found(whole / "0")) == {}, at
