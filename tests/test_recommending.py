@@ -15,7 +15,7 @@ from hwnas.core import picking
 from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Context, Measurement, Source, Status
 from hwnas.core.objective import Constraint, Objective
-from hwnas.core.recommending import Portfolio, portfolio, presented, recommend, weights_of
+from hwnas.core.recommending import Portfolio, by_weights, guessers, portfolio, presented, recommend, weights_of
 from hwnas.core.state import SearchState
 
 DEVICES = ("edgegpu", "fpga", "raspi4")
@@ -157,6 +157,70 @@ def test_regret_is_said_in_plain_words() -> None:
     plain = Portfolio(0, {"fpga": 0.25}, {"fpga": 0.0})
     assert plain.told("fpga") == "25 % of the front's range behind the best compromise on fpga"
     assert replace(plain, weighted=True).told("fpga").startswith("25 % of the front's range times the weights behind")
+
+
+def test_each_device_goes_by_its_own_budgets_where_only_some_have_any() -> None:
+    """edgegpu's budget leaves the error to improve; the others have two objectives to compromise between."""
+    rows = [
+        (5.0, 9.0, 9.0, 9.0),
+        (6.0, 5.0, 5.0, 5.0),
+        (9.0, 1.0, 1.0, 1.0),
+        (6.5, 4.0, 4.4, 4.4),
+        (4.0, 99.0, 10.0, 10.0),
+    ]
+    state = search(rows, (10.0,))
+    chosen = portfolio(state)
+    assert chosen is not None
+    assert chosen.metric is None
+    # on edgegpu errors of 5 to 9 are on the front; elsewhere 4 to 9, and latencies of 1 to 10
+    elsewhere = [max((row[0] - 4) / 5, (row[2] - 1) / 9) for row in rows]
+    behind = {i: max((rows[i][0] - 5) / 4, elsewhere[i] - min(elsewhere)) for i in range(4)}
+    assert chosen.index == min(behind, key=lambda i: behind[i]) == 1
+    assert chosen.regrets["edgegpu"] == pytest.approx(0.25)
+    assert chosen.regrets["fpga"] == pytest.approx(elsewhere[1] - min(elsewhere))
+    assert chosen.behind == {"edgegpu": ("val_error_pct", 1.0)}
+    words = "1.00 points of validation error (25 % of the front's range) behind the best found for edgegpu"
+    assert chosen.told("edgegpu") == words
+
+
+def classified(rows: Sequence[Sequence[float]], bounds: Sequence[float] = (), dataset: str = "cifar10") -> SearchState:
+    """As `search`, on a data set with a known number of classes."""
+    state = search(rows, bounds)
+    about = replace(Context(Source.TABLE), dataset=dataset)
+    errors = [e.measurements[0] for e in state.archive]
+    return (
+        state.amend([])
+        if not errors
+        else replace(
+            state,
+            archive=tuple(
+                replace(e, measurements=(replace(row, context=about), *e.measurements[1:]))
+                for e, row in zip(state.archive, errors, strict=True)
+            ),
+        )
+    )
+
+
+def test_networks_that_only_guess_are_left_out_as_long_as_there_are_others() -> None:
+    useful = [(6.0, 9.0, 9.0, 9.0), (7.0, 5.0, 5.0, 5.0), (12.0, 3.0, 3.0, 3.0)]
+    guess = (90.0, 0.1, 0.1, 0.1)
+    state, clean = classified([*useful, guess]), classified(useful)
+    assert guessers(state).tolist() == [False, False, False, True]
+    assert not guessers(classified([*useful, guess], dataset="one's own")).any()
+    with_it, without = portfolio(state), portfolio(clean)
+    assert with_it is not None
+    assert without is not None
+    assert (with_it.index, with_it.regrets) == (without.index, pytest.approx(without.regrets))
+    one, alone = (s.by_device["fpga"] for s in (state, clean))
+    assert len(one.front_indices) == 4, "it stays on the front"
+    assert recommend(one) == recommend(alone)
+    assert by_weights(one, (0.1, 10.0)) == by_weights(alone, (0.1, 10.0)) == 2
+    assert by_weights(one, (1.0, 1.0), place=3) is None
+    # nothing else may be shipped, or there is nothing else
+    tight = portfolio(classified([*useful, guess], (1.0, 1.0, 1.0)))
+    assert tight is not None
+    assert (tight.index, tight.admissible) == (3, True)
+    assert recommend(classified([guess, (89.0, 0.2, 0.2, 0.2)]).by_device["fpga"]) is not None
 
 
 def test_it_may_be_on_no_front_and_is_presented_all_the_same() -> None:

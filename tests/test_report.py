@@ -529,6 +529,28 @@ def test_json_of_several_fronts_says_who_is_on_which() -> None:
     assert all(text in " ".join(report.sentences(view)) for text in shipped["told"].values())
 
 
+@pytest.mark.parametrize(("half", "unresolved"), [(0.0, False), (0.1, False), (0.4, True)])
+def test_the_one_network_for_all_may_be_as_good_as_the_best(half: float, unresolved: bool) -> None:
+    """The best on each device misses the budget of the other."""
+    rows = []
+    for i, (error, here, there) in enumerate([(5.0, 1.0, 9.0), (5.2, 9.0, 1.0), (5.5, 1.0, 1.0)]):
+        about, table = Architecture("toy", (0, 0, 0, i)), Context(Source.TABLE)
+        rows.append(Measurement(about, "val_error_pct", error, table, interval=(error - half, error + half)))
+        rows.append(Measurement(about, "latency_ms", here, replace(table, device=DEVICE)))
+        rows.append(Measurement(about, "latency_ms", there, replace(table, device=PHONE)))
+    objectives = (Objective(*ERROR), Objective(*LATENCY), Objective(*PHONE_LATENCY))
+    budgets = (Constraint("latency_ms", 2.0, DEVICE), Constraint("latency_ms", 2.0, PHONE))
+    view = view_of(SearchState("toy", objectives, budgets, 3, 0, front_devices=(DEVICE, PHONE)).tell(rows))
+    told = " ".join(report.sentences(view))
+    words = f"0.50 points of validation error behind the best found for {DEVICE}"
+    assert words in told
+    assert (f"{words} (inside the intervals: not resolved)" in told) == unresolved
+    assert f"It uses 50.0 % of the latency on {PHONE} budget" in told
+    own = " ".join(report.sentences(view.devices[DEVICE]))
+    assert ("the difference of 0.50 points is inside the intervals" in own) == unresolved
+    assert ("95 % interval" in certainty(rows[0])) == (half > 0)
+
+
 def test_a_devices_own_view_knows_nothing_of_the_others() -> None:
     view = view_of(CASES["two devices"]())
     for device, own in view.devices.items():
@@ -827,7 +849,7 @@ def test_a_search_whose_best_is_no_better_than_guessing_says_so(
         assert sentence in " ".join("".join(Page(report.html(view)).visible).split())
 
 
-def test_weights_that_pick_a_guesser_are_told() -> None:
+def test_weights_do_not_pick_a_guesser_and_a_budget_that_does_is_told() -> None:
     where = Context(Source.MEASURED, device=DEVICE)
     rows = [
         row
@@ -841,5 +863,7 @@ def test_weights_that_pick_a_guesser_are_told() -> None:
     ]
     state = SearchState("toy", (Objective(*ERROR), Objective(*LATENCY)), (), 2, 0).tell(rows)
     view = view_of(state, weights=(0.1, 10.0))
+    assert view.measurement(view.recommended or 0, ERROR).value == 5.0
+    view = view_of(replace(state, constraints=(Constraint("val_error_pct", 95.0),)))
     assert view.measurement(view.recommended or 0, ERROR).value == 90.0
     assert any("recommended network classifies no better than guessing" in told for told in report.sentences(view))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.core import picking
-from hwnas.core.metrics import METRICS
+from hwnas.core.measurement import Measurement
+from hwnas.core.metrics import CLASSES, METRICS
 from hwnas.core.objective import Objective
 from hwnas.core.state import SearchState
-from hwnas.core.wording import known, quantity
+from hwnas.core.wording import difference, known
 
 Floats = NDArray[np.float64]
+
+_HARDLY = 1.5  # times as often right as guessing
 
 
 def primary_objective(state: SearchState) -> int:
@@ -32,8 +35,44 @@ def undecided(state: SearchState) -> bool:
     return not state.constraints and len(state.objectives) > 1
 
 
+def guessed(row: Measurement) -> float | None:
+    """Error of guessing, %, where a network's error is hardly better than that: at most half again as often right; else
+    None, as for data sets that hwnas does not know."""
+    classes = CLASSES.get(row.context.dataset or "")
+    if classes is None or not row.status.has_value or 100 - row.value > _HARDLY * 100 / classes:
+        return None
+    return 100 * (1 - 1 / classes)
+
+
+def error_column(state: SearchState) -> tuple[str, str | None] | None:
+    """Metric and device of the first objective that is an error; None where there is none."""
+    return next(((o.metric, o.device) for o in state.objectives if o.metric.endswith("error_pct")), None)
+
+
+def guessers(state: SearchState) -> NDArray[np.bool_]:
+    """`n`: which networks classify hardly better than guessing, by the first objective that is an error."""
+    column = error_column(state)
+    rows = (None if column is None else evaluation.find(*column) for evaluation in state.archive)
+    return np.array([row is not None and guessed(row) is not None for row in rows], dtype=np.bool_)
+
+
+def compared(state: SearchState) -> NDArray[np.int64]:
+    """Archive indices of the front, those that only guess left out: their errors would stretch the range that the
+    others are compared in. All of it where every network of the front guesses."""
+    front = state.front_indices
+    kept = front[~guessers(state)[front]]
+    return kept if len(kept) else front
+
+
+def knee(state: SearchState) -> int:
+    """Archive index of the front's knee, among those of `compared`. The front has to hold something."""
+    rows = compared(state)
+    return int(rows[picking.knee(state.losses[rows])])
+
+
 def by_weights(state: SearchState, weights: Sequence[float], place: int = 0) -> int | None:
-    """Archive index of the front's best (place 0), second best (1), ... by importances of the objectives.
+    """Archive index of the front's best (place 0), second best (1), ... by importances of the objectives, among those
+    of `compared`.
 
     Args:
         state: The search.
@@ -43,7 +82,7 @@ def by_weights(state: SearchState, weights: Sequence[float], place: int = 0) -> 
     Returns:
         None where the front has none of that place.
     """
-    front = state.front_indices
+    front = compared(state)
     if place >= len(front):
         return None
     values = picking.asf_values(state.losses[front], weights)
@@ -67,7 +106,7 @@ def recommend(state: SearchState, weights: Sequence[float] | None = None) -> int
     if len(front) and undecided(state):
         if weights is not None:
             return by_weights(state, weights)
-        return int(front[picking.knee(state.losses[front])])
+        return knee(state)
     return picking.best_under_budget(state.losses, state.violations, primary_objective(state))
 
 
@@ -80,10 +119,14 @@ class Portfolio:
         regrets: By device, how far it is behind the best that was found there, 0 or more; empty where it meets not all
             budgets, as nothing does.
         violations: By device, its relative excess over the budgets there, summed; all 0 where it may be shipped.
-        metric: What the regrets are about; None where they are about a compromise of several objectives.
+        metric: What the regrets are about; None where they are shares of the range of each device's front, as some
+            device has several objectives to compromise between, or another metric left to improve.
         relative: Whether regrets are shares of the device's best (for what differs from device to device by orders of
             magnitude), not differences in the metric's unit.
         weighted: Whether importances of the objectives were given; regrets in a compromise are multiples of them then.
+        behind: By device with one metric left to improve, where regrets are shares of ranges: that metric and how far
+            it is behind in its unit.
+        best: By device, the archive index of the best that was found there; empty as regrets.
     """
 
     index: int
@@ -92,6 +135,8 @@ class Portfolio:
     metric: str | None = None
     relative: bool = False
     weighted: bool = False
+    behind: Mapping[str, tuple[str, float]] = field(default_factory=dict, hash=False)
+    best: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     @property
     def admissible(self) -> bool:
@@ -113,16 +158,16 @@ class Portfolio:
         behind = self.regrets[device]
         if behind == 0:
             return f"as good as the best found for {device}"
+        share = f"{100 * behind:.0f} % of the front's range{' times the weights' if self.weighted else ''}"
+        if device in self.behind:
+            metric, amount = self.behind[device]
+            return f"{difference(metric, amount)} of {known(metric).title} ({share}) behind the best found for {device}"
         if self.metric is None:
-            range_ = "the front's range times the weights" if self.weighted else "the front's range"
-            return f"{100 * behind:.0f} % of {range_} behind the best compromise on {device}"
+            return f"{share} behind the best compromise on {device}"
         what = known(self.metric)
         if self.relative:
             return f"{100 * behind:.1f} % more {what.title} than the best found for {device}"
-        amount = (
-            f"{quantity(self.metric, behind, unit=False)} points" if what.unit == "%" else quantity(self.metric, behind)
-        )
-        return f"{amount} of {what.title} behind the best found for {device}"
+        return f"{difference(self.metric, behind)} of {what.title} behind the best found for {device}"
 
 
 def portfolio(
@@ -133,8 +178,10 @@ def portfolio(
     Regret on a device is the value there less the best value that any evaluated architecture has there, among those
     that meet the device's budgets. Where on every device one and the same metric is left to improve (the others have
     budgets, or there are none), that is the value: an error in points, a device's own metric as a share of its best.
-    Elsewhere it is the scalarised loss by `weights` on the device's front (`core.picking.asf_values`). Equals are told
-    apart by the sum of regrets, then by the largest scalarised loss.
+    Elsewhere values have to be shares of the range of the device's front: of the one metric that its budgets leave to
+    improve, or the scalarised loss by `weights` of all its objectives (`core.picking.asf_values`). Equals are told
+    apart by the sum of regrets, then by the largest scalarised loss. Networks that only guess (`guessers`) are left out
+    where another one may be shipped.
 
     Args:
         state: A search with several fronts.
@@ -148,23 +195,30 @@ def portfolio(
     goals = state.by_device
     failed = np.any([np.isnan(goal.losses).any(axis=1) for goal in goals.values()], axis=0)
     over = np.stack([goal.violations for goal in goals.values()], axis=1)
-    compromise = np.stack([_compromise(state, goal, weights) for goal in goals.values()], axis=1)
-    metric = None if by_weights else _left_to_improve(goals.values())
+    compromise = np.stack([_scalarised(state, goal, weights) for goal in goals.values()], axis=1)
+    left = {device: None if by_weights else _left_to_improve(goal) for device, goal in goals.items()}
+    metric = next(iter(left.values())) if len(set(left.values())) == 1 else None
     relative = metric is not None and METRICS[metric].per_device
-    values = compromise
-    if metric is not None:
-        own = [goal.losses[:, primary_objective(goal)] for goal in goals.values()]
-        values = np.stack(
-            [np.where(goal.violations == 0, loss, np.nan) for goal, loss in zip(goals.values(), own, strict=True)],
-            axis=1,
-        )
-    regret = picking.regrets(values)
-    if relative:
-        regret = regret / np.abs(values - regret)
-    index = picking.least_worst_regret(regret, np.max(compromise, axis=1))
-    if index is not None:
-        told = dict(zip(goals, map(float, regret[index]), strict=True))
-        return Portfolio(index, told, dict.fromkeys(goals, 0.0), metric, relative, weights is not None)
+    own = np.stack([np.where(g.violations == 0, g.losses[:, primary_objective(g)], np.nan) for g in goals.values()], 1)
+    values = own
+    if metric is None:
+        values = np.stack([_scalarised(state, goals[device], weights, name) for device, name in left.items()], 1)
+    for left_out in (guessers(state), np.zeros(len(values), dtype=np.bool_)):
+        usable = np.where(left_out[:, None], np.nan, values)
+        regret = picking.regrets(usable)
+        if relative:
+            regret = regret / np.abs(usable - regret)
+        index = picking.least_worst_regret(regret, np.max(compromise, axis=1))
+        if index is not None:
+            best = dict(zip(goals, map(int, np.nanargmin(usable, axis=0)), strict=True))
+            behind = {
+                device: (name, float(own[index, j] - own[best[device], j]))
+                for j, (device, name) in enumerate(left.items())
+                if metric is None and name is not None
+            }
+            told = dict(zip(goals, map(float, regret[index]), strict=True))
+            none = dict.fromkeys(goals, 0.0)
+            return Portfolio(index, told, none, metric, relative, weights is not None, behind, best)
     candidates = np.flatnonzero(np.isfinite(over).all(axis=1) & ~failed)
     if len(candidates) == 0:
         return None
@@ -191,17 +245,27 @@ def weights_of(state: SearchState, goal: SearchState, weights: Sequence[float]) 
     return tuple(found[objective] for objective in goal.objectives)
 
 
-def _left_to_improve(goals: Iterable[SearchState]) -> str | None:
-    """The metric that is to be improved within the budgets on every device; None where there is no such one."""
-    found = {None if undecided(goal) else goal.objectives[primary_objective(goal)].metric for goal in goals}
-    return found.pop() if len(found) == 1 else None
+def _left_to_improve(goal: SearchState) -> str | None:
+    """The metric that is to be improved within a device's budgets; None where it has none and several objectives."""
+    return None if undecided(goal) else goal.objectives[primary_objective(goal)].metric
 
 
-def _compromise(state: SearchState, goal: SearchState, weights: Sequence[float] | None) -> Floats:
-    """`n` scalarised losses of a device, by the range of its front; nan for what is not feasible there."""
+def _scalarised(
+    state: SearchState, goal: SearchState, weights: Sequence[float] | None, metric: str | None = None
+) -> Floats:
+    """`n` scalarised losses of a device, by the range of its front; nan for what is not feasible there.
+
+    Args:
+        state: The search.
+        goal: The device's part of it.
+        weights: Importances of the search's objectives; all 1 when not given.
+        metric: What alone is left to improve on the device; None for all its objectives.
+    """
     values = np.full(len(goal.archive), np.nan)
     feasible = np.flatnonzero(goal.violations == 0)
     if len(feasible):
-        importance = weights_of(state, goal, weights or (1.0,) * len(state.objectives))
-        values[feasible] = picking.asf_values(goal.losses[feasible], importance, goal.losses[goal.front_indices])
+        importance = np.array(weights_of(state, goal, weights or (1.0,) * len(state.objectives)))
+        columns = np.arange(len(importance)) if metric is None else np.array([primary_objective(goal)])
+        front = goal.losses[np.ix_(compared(goal), columns)]
+        values[feasible] = picking.asf_values(goal.losses[np.ix_(feasible, columns)], list(importance[columns]), front)
     return values

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from hwnas.core.measurement import Measurement, Source
-from hwnas.core.metrics import CLASSES
-from hwnas.core.recommending import undecided
-from hwnas.core.wording import known, percent, quantity
+from hwnas.core.recommending import Portfolio, error_column, guessed, guessers, undecided
+from hwnas.core.wording import difference, known, percent, quantity
 from hwnas.report.view import Column, RunView
 
 STAR, KNEE, NEAREST, COMMON = "★", "◆", "≈", "●"
-_HARDLY = 1.5  # times as often right as guessing
 
 
 def front_table(
@@ -169,7 +167,7 @@ def _portfolio(view: RunView) -> list[str]:
             return ["Nothing was evaluated yet.", *_whole_run(view)]
         return [*_stopped(view), f"No evaluated network has its numbers on {every}.", *_whole_run(view)]
     named = f"{_values(view, chosen.index)} ({view.texts[chosen.index]}, query {chosen.index + 1})"
-    behind = "; ".join(chosen.told(device) for device in view.devices)
+    behind = "; ".join(chosen.told(device) + _unresolved(own, chosen) for device, own in view.devices.items())
     if not chosen.admissible:
         told = [
             *_stopped(view),
@@ -180,8 +178,23 @@ def _portfolio(view: RunView) -> list[str]:
         return [*told, *_whole_run(view)]
     fronts = view.role(chosen.index).fronts
     where = f"It is on the front of {listed(fronts)}." if fronts else "It is on no device's own front."
-    told = [*_stopped(view), f"To ship one network to {every}: {named}.", f"It is {behind}."]
-    return [*told, "No other evaluated network has a smaller largest regret.", where, *_whole_run(view)]
+    told = [f"To ship one network to {every}: {named}.", f"It is {behind}."]
+    told += ["No other evaluated network has a smaller largest regret.", where, *_guessing(view), *_room(view)]
+    return [*told, *_whole_run(view)]
+
+
+def _unresolved(own: RunView, chosen: Portfolio) -> str:
+    """Whether all differences to the best found for a device, in what the regret there is about, may be noise."""
+    device = own.device or ""
+    if not chosen.regrets.get(device):
+        return ""
+    compromise = chosen.metric is None and device not in chosen.behind
+    about = own.state.objectives if compromise else (own.objective,)
+    for column in ((o.metric, o.device) for o in about):
+        one, best = (own.measurement(i, column) for i in (chosen.index, chosen.best[device]))
+        if one is None or best is None or not (one.value == best.value or _tied(one, best)):
+            return ""
+    return " (inside the intervals: not resolved)"
 
 
 def _stopped(view: RunView) -> list[str]:
@@ -207,32 +220,22 @@ def _stopped(view: RunView) -> list[str]:
 
 def _guessing(view: RunView) -> list[str]:
     """A network that is no better than guessing is no result, however well it keeps a budget."""
-    column = next(((o.metric, o.device) for o in view.state.objectives if o.metric.endswith("error_pct")), None)
+    column = error_column(view.state)
     row = None if column is None else view.measurement(view.recommended or 0, column)
-    guess = None if row is None or column is None else _chance(row)
+    guess = None if row is None else guessed(row)
     if column is None or row is None or guess is None:
         return []
-    possible = [other for i in np.flatnonzero(view.feasible) if (other := view.measurement(int(i), column))]
-    rest = [other for other in possible if _chance(other) is None]
+    rest = (view.feasible & ~guessers(view.state)).any()
     start = (
         "The recommended network classifies no better than guessing"
         if rest
         else "No feasible network classifies better than guessing"
     )
-    way = "other weights" if rest else "a larger budget or more queries"
+    way = "other budgets" if rest else "a larger budget or more queries"
     return [
         f"{start}: {known(row.metric).title} {quantity(row.metric, row.value)}, where guessing gives {guess:.2f} % on "
         f"{row.context.dataset}. It is of no use as a classifier; choose {way}."
     ]
-
-
-def _chance(row: Measurement) -> float | None:
-    """Error of guessing, %, where a network is hardly better than that: at most half again as often right; else None,
-    as for data sets that hwnas does not know."""
-    classes = CLASSES.get(row.context.dataset or "")
-    if classes is None or 100 - row.value > _HARDLY * 100 / classes:
-        return None
-    return 100 * (1 - 1 / classes)
 
 
 def _predicted(view: RunView) -> list[str]:
@@ -326,10 +329,10 @@ def _runner_up(view: RunView) -> list[str]:
     best, second = view.measurement(view.recommended, column), view.measurement(view.runner_up, column)
     if best is None or second is None:
         return []
-    distance = second.value - best.value
     text = f"Runner-up: {_values(view, view.runner_up)} (query {view.runner_up + 1})"
-    if abs(distance) <= (best.half_width**2 + second.half_width**2) ** 0.5 and best.half_width + second.half_width:
-        text += f"; the difference of {quantity(column[0], abs(distance))} is inside the intervals: not resolved"
+    if _tied(best, second):
+        apart = difference(column[0], abs(second.value - best.value))
+        text += f"; the difference of {apart} is inside the intervals: not resolved"
     return [text + "."]
 
 
@@ -362,6 +365,12 @@ def _title(view: RunView, column: Column) -> str:
 def _weights(view: RunView) -> str:
     pairs = zip(view.state.objectives, view.weights or (), strict=True)
     return ", ".join(f"{_title(view, (o.metric, o.device))} {weight:g}" for o, weight in pairs)
+
+
+def _tied(one: Measurement, other: Measurement) -> bool:
+    """Whether the difference of two numbers is inside their intervals."""
+    width = math.hypot(one.half_width, other.half_width)
+    return width > 0 and abs(one.value - other.value) <= width
 
 
 def _wanted(view: RunView) -> tuple[Column, ...]:

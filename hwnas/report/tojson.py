@@ -98,6 +98,7 @@ def _portfolio(view: RunView) -> dict[str, Any] | None:
     }
 
 
+        "behind": {device: {"metric": name, "value": value} for device, (name, value) in chosen.behind.items()},
 def stopped(view: RunView) -> dict[str, Any]:
     """Why the search ended (null: it did not), and what was expected of going on, in shares of hypervolume."""
     told = view.stopped

@@ -27,6 +27,7 @@ from hwnas.core.protocols import SearchSpace
 from hwnas.core.recommending import (
     Portfolio,
     by_weights,
+    knee,
     portfolio,
     presented,
     primary_objective,
@@ -328,7 +329,7 @@ class RunView:
         """Archive index of the front's knee; None for fronts of fewer than three points or one objective."""
         if self.devices or len(self.front) < 3 or len(self.state.objectives) < 2:
             return None
-        return self.front[picking.knee(self.state.losses[list(self.front)])]
+        return knee(self.state)
 
     @cached_property
     def hypervolumes(self) -> Floats:
