@@ -22,7 +22,7 @@ from hwnas.core.protocols import SearchSpace, Store
 from hwnas.core.recommending import by_weights, portfolio, presented
 from hwnas.core.state import Evaluation, SearchState
 from hwnas.core.stopping import Stopped
-from hwnas.core.wording import origin, origins
+from hwnas.core.wording import origin, origins, quantity
 from hwnas.errors import ExportFailed, InvalidSetting, RunCorrupt, RunError, UsageError
 from hwnas.finals import Finals, check_exported, keep_samples, measure_front, predicted_front, summarise
 from hwnas.loop import OnStep, Search, replay
@@ -41,7 +41,7 @@ _ONE_FRONT = {"fronts": "joint"}  # what several devices had in runs whose run.t
 OnMeasure = Callable[[str, int, int, str], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Found:
     """One evaluated architecture with its numbers.
 
@@ -64,6 +64,13 @@ class Found:
         return row.value
 
     @property
+    def __repr__(self) -> str:
+        numbers = (
+            f"{row.column}={quantity(row.metric, row.value, unit=False) if row.status.has_value else row.status}"
+            for row in self.evaluation.measurements
+        )
+        return f"Found({', '.join([self.architecture.key, *numbers])})"
+
     def values(self) -> dict[str, float]:
         """Column name to value, in the metric's unit."""
         return {row.column: row.value for row in self.evaluation.measurements}
@@ -74,7 +81,7 @@ class Found:
         return {row.column: origin(row.context) for row in self.evaluation.measurements}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Shipped:
     """The one network to ship to several devices.
 
@@ -93,6 +100,17 @@ class Shipped:
     violations: Mapping[str, float]
     told: Mapping[str, str]
 
+
+    def __repr__(self) -> str:
+        return f"Shipped({self.network!r}: {'; '.join(self.told.values())})"
+
+
+class _ByDevice(dict[str, "SearchResult"]):
+    """What a search found, by device; another name is answered with those that there are."""
+
+    def __missing__(self, device: str) -> SearchResult:
+        there = ", ".join(self) or "none: the search has one front over several devices, or no device"
+        raise KeyError(f"{device!r} has no front of its own; there are {there}")
 
 @dataclass(frozen=True)
 class SearchResult:
@@ -148,15 +166,15 @@ class SearchResult:
     def fronts(self) -> Mapping[str, SearchResult]:
         """For each device that was searched for, the result as that device sees it: `fronts["fpga"].best` and
         `fronts["fpga"].front`, under its own budgets. Of a search for one device this result itself; empty for a joint
-        front over several devices, and without any."""
+        front over several devices, and without any. Asked for another device, it says which there are."""
         if self.state.front_devices:
-            return {
-                device: replace(self, state=own.state, weights=own.weights, reported=(), folder=None)
+            return _ByDevice(
+                (device, replace(self, state=own.state, weights=own.weights, reported=(), folder=None))
                 for device, own in self.view.devices.items()
-            }
+            )
         named = {o.device for o in self.state.objectives} | {c.device for c in self.state.constraints}
         devices = [device for device in named if device is not None]
-        return {devices[0]: self} if len(devices) == 1 else {}
+        return _ByDevice({devices[0]: self} if len(devices) == 1 else {})
 
     @property
     def portfolio(self) -> Shipped | None:

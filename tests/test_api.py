@@ -108,6 +108,13 @@ def test_several_devices_have_a_front_each_from_one_archive(tmp_path: Path) -> N
     assert result.best is not None
     assert shipped.network.arch == result.best.arch
     assert set(shipped.regrets) == set(shipped.told) == set(result.fronts)
+    with pytest.raises(KeyError, match="'nope' has no front of its own; there are edgegpu, raspi4, fpga"):
+        result.fronts["nope"]
+    best = result.fronts["fpga"].best
+    assert repr(best).startswith(
+        f"Found({best.architecture.key}, val_error_pct={best['val_error_pct']:.2f}, latency_ms@"
+    )
+    assert repr(shipped) == f"Shipped({shipped.network!r}: {'; '.join(shipped.told.values())})"
     frame = result.to_pandas()
     on_fpga = {found.arch for found in result.fronts["fpga"].front}
     assert set(frame.loc[frame["fronts"].str.contains("fpga"), "arch"]) == on_fpga
@@ -122,6 +129,8 @@ def test_one_device_and_a_joint_front_have_no_portfolio() -> None:
     assert one.fronts == {"edgegpu": one}
     joint = hwnas.search(device="edgegpu,fpga", fronts="joint", **FAST)
     assert joint.fronts == {}
+    with pytest.raises(KeyError, match="one front over several devices"):
+        joint.fronts["fpga"]
     assert one.portfolio is None is joint.portfolio
     assert "fronts" not in one.to_json().keys() | joint.to_json().keys()
     assert joint.state.front().losses.shape[1] == 3

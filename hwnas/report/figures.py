@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 200
+BUDGET = "budget: "
 
 
 def write_figures(view: RunView, folder: Path) -> list[Path]:
@@ -72,7 +73,8 @@ def front_figure(view: RunView) -> Figure:
         for axes in line[len(plots) :]:
             axes.set_axis_off()
     if handles:
-        _legend(figure, handles, 3 * wide)
+        # budgets of all devices behind what the marks mean, not where each device's happened to be drawn
+        _legend(figure, dict(sorted(handles.items(), key=lambda item: item[0].startswith(BUDGET))), 3 * wide)
     return figure
 
 
@@ -200,7 +202,7 @@ def _shade(axes: Axes, x: Floats, y: Floats, values: Floats, group: Group, title
 def _draw_budgets(axes: Axes, view: RunView, plot: Projection) -> None:
     for constraints, line, style in zip(plot.bounds(view), (axes.axvline, axes.axhline), ("--", ":"), strict=True):
         for constraint in constraints:
-            line(constraint.bound, color="black", ls=style, lw=1.0, label=f"budget: {constraint}", zorder=1)
+            line(constraint.bound, color="black", ls=style, lw=1.0, label=f"{BUDGET}{constraint}", zorder=1)
     area = feasible_area(view, plot)
     if area is not None:
         (x0, x1), (y0, y1) = area
