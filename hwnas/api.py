@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -63,7 +64,6 @@ class Found:
             raise KeyError(f"{metric!r} was not measured; there are {', '.join(self.values)}")
         return row.value
 
-    @property
     def __repr__(self) -> str:
         numbers = (
             f"{row.column}={quantity(row.metric, row.value, unit=False) if row.status.has_value else row.status}"
@@ -71,6 +71,7 @@ class Found:
         )
         return f"Found({', '.join([self.architecture.key, *numbers])})"
 
+    @property
     def values(self) -> dict[str, float]:
         """Column name to value, in the metric's unit."""
         return {row.column: row.value for row in self.evaluation.measurements}
@@ -100,7 +101,6 @@ class Shipped:
     violations: Mapping[str, float]
     told: Mapping[str, str]
 
-
     def __repr__(self) -> str:
         return f"Shipped({self.network!r}: {'; '.join(self.told.values())})"
 
@@ -111,6 +111,7 @@ class _ByDevice(dict[str, "SearchResult"]):
     def __missing__(self, device: str) -> SearchResult:
         there = ", ".join(self) or "none: the search has one front over several devices, or no device"
         raise KeyError(f"{device!r} has no front of its own; there are {there}")
+
 
 @dataclass(frozen=True)
 class SearchResult:
@@ -232,7 +233,8 @@ class SearchResult:
 
     @property
     def stopped(self) -> Stopped:
-        """Why the search ended, after how many evaluations, and what its generator expected of going on then."""
+        """Why the search ended, after how many evaluations, and what its generator expected of going on then; with
+        several fronts, `fronts[device].stopped` says what it expected there."""
         return self.view.stopped
 
     def to_json(self) -> dict[str, Any]:
@@ -357,6 +359,11 @@ class Run:
                 on_measure(device, done, total, f"{stage}{text}" if text else "")
 
             evaluator.meter.watch(tell)
+
+    @property
+    def spent(self) -> bool:
+        """Whether there is nothing left to evaluate: all queries are paid, or the space has no more architectures."""
+        return _spent(self.state, self.assembly.space)
 
     def changed_versions(self) -> dict[str, tuple[str, str]]:
         """Packages whose version is not the one that the run began with, as (then, now)."""
@@ -496,12 +503,14 @@ def _opened(assembly: Assembly, out: Path | None, directory: bool) -> Run:
 def _reopen(path: Path, given: Mapping[str, Any]) -> Run:
     from hwnas.config import SearchConfig
 
+    stopping = not given.keys().isdisjoint(("stop_when", "stop_threshold"))
     if given:
-        with RunDirectory.read(path) as before:
-            asked = SearchConfig.from_toml({**_ONE_FRONT, **before.config, **given})
+        with RunDirectory.read(path) as directory:
+            earlier = directory.config
+        asked = SearchConfig.from_toml({**_ONE_FRONT, **earlier, **given})
         _check_threshold(given, asked)
         given = asked.to_toml()
-        if "fronts" not in before.config and given["fronts"] == _ONE_FRONT["fronts"]:
+        if "fronts" not in earlier and given["fronts"] == _ONE_FRONT["fronts"]:
             del given["fronts"]
     made = RunDirectory.resume(path, config=given or None)
     assembly = None
@@ -514,6 +523,11 @@ def _reopen(path: Path, given: Mapping[str, Any]) -> Run:
         search = assembly.search(made.store)
         state, ledger = search.resume(assembly.start)
         _join(assembly, made.store)
+        if stopping and not _spent(state, assembly.space):
+            made.set_stopping(asked.to_toml(), _command(assembly))
+        elif stopping:  # nothing is left to decide: the report goes by what was asked for while there was
+            before = {name: told for name, told in made.config.items() if name in ("stop_when", "stop_threshold")}
+            assembly = replace(assembly, config=replace(asked, **before))
         made.write_archive(state)
     except BaseException:
         made.close()
@@ -521,6 +535,10 @@ def _reopen(path: Path, given: Mapping[str, Any]) -> Run:
             assembly.close()
         raise
     return Run(assembly, search, state, ledger, made)
+
+
+def _spent(state: SearchState, space: SearchSpace) -> bool:
+    return not state.remaining or len(state.archive) == math.prod(space.choices)
 
 
 def _join(assembly: Assembly, store: Store) -> None:
@@ -651,7 +669,7 @@ def load(run: str | Path) -> SearchResult:
         outlooks = directory.store.outlooks()
         rows = directory.store.rows()
         resolved = directory.info.get("resolved", {})
-        made_by = resolved.get("command") or command(config)
+        made_by = directory.command or command(config)
         try:
             objectives = tuple(_objective(name) for name in resolved["objectives"])
             constraints = tuple(_constraint(name, bound) for name, bound in resolved.get("constraints", {}).items())

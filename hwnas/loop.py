@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 from hwnas.core.architecture import Architecture
 from hwnas.core.ledger import Ledger
@@ -81,7 +82,8 @@ class Search:
         while state.stopped(self.rule).reason is None:
             after, paid = self.step(state)
             more = len(after.archive) > len(state.archive)
-            if more and self.rule is not None and isinstance(self.generator, Foreseeing):
+            # without a rule nobody has to know before the end, where a reader wants to
+            if more and (self.rule is not None or not after.remaining) and foresees(self.generator):
                 after = after.expect(self.generator.outlook(after, rng=after.rng("outlook")))
             total = total.plus(paid).plus(clock.lap())
             if not more:
@@ -110,7 +112,7 @@ class Search:
         return replace(state, outlooks=self.measure.store.outlooks()), ledger
 
 
-def foresees(generator: Generator) -> bool:
+def foresees(generator: Generator) -> TypeGuard[Foreseeing]:
     """Whether it can tell what going on would bring."""
     return isinstance(generator, Foreseeing) and generator.foresees
 

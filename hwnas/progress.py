@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -17,7 +18,7 @@ from hwnas.core.wording import percent
 
 if TYPE_CHECKING:
     import numpy as np
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import TaskID
 
 _PLAIN_EVERY_S = 10.0
@@ -35,10 +36,20 @@ class Measuring:
     def __init__(self, console: Console, *, shown: bool) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
+        from rich.text import Text
+
+        class Lined(Bar):
+            """Bars with lines below them, for what is too long to stand beside one."""
+
+            below: tuple[str, ...] = ()
+
+            def get_renderables(self) -> Iterable[RenderableType]:
+                yield from super().get_renderables()
+                yield from (Text(line, no_wrap=True, overflow="ellipsis") for line in self.below)
 
         self._console, self._shown = console, shown
         self._live = shown and console.is_terminal
-        self._bar = Bar(
+        self._bar = Lined(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -112,24 +123,35 @@ class Progress(Measuring):
             return
         finished = state.stopped(self._rule).reason is not None
         told = self._told(state, finished)
-        self._bar.update(self._task, completed=len(state.archive), told=told)
+        self._bar.below = told if len(told) > 1 else ()
+        self._bar.update(self._task, completed=len(state.archive), told="" if len(told) > 1 else told[0])
         if not self._live and (finished or time.monotonic() - self._said >= _PLAIN_EVERY_S):
             self._said = time.monotonic()
             self._console.print(
-                f"{len(state.archive)}/{state.queries} evaluations  {told}  {ledger.cpu_s:.0f} search CPU s",
+                f"{len(state.archive)}/{state.queries} evaluations  {'  '.join(told)}  {ledger.cpu_s:.0f} search CPU s",
                 highlight=False,
             )
 
-    def _told(self, state: SearchState, finished: bool) -> str:
+    def _told(self, state: SearchState, finished: bool) -> tuple[str, ...]:
+        """How it stands, in one line, or in one for each of several fronts."""
         goals = state.by_device.items()
         if goals:  # a line has no room for the volumes of several fronts
-            return "  ".join(f"{device}: {self._best(goal)}, front {len(goal.front_indices)}" for device, goal in goals)
+            return tuple(
+                f"{device}: {self._best(goal)}, front {len(goal.front_indices)}{self._next(goal, ', ', device)}"
+                for device, goal in goals
+            )
         words = self._best(state)
         if len(state.objectives) > 1 and not finished:
             words += self._volume(state)
-        words += f"  front {len(state.front_indices)}"
+        return (f"{words}  front {len(state.front_indices)}{self._next(state, '  ')}",)
+
+    @staticmethod
+    def _next(state: SearchState, between: str, device: str | None = None) -> str:
+        """What the next query is expected to add, where that is known of this front."""
         expected = state.outlooks[-1] if state.outlooks else None
-        return words if expected is None else f"{words}  next query +{percent(expected.gain)}"
+        if expected is None or expected.device != device:  # one of before each front had its own names none
+            return ""
+        return f"{between}next query +{percent(expected.gain)}"
 
     @staticmethod
     def _best(state: SearchState) -> str:

@@ -50,6 +50,7 @@ FRONT_CSV, FRONT_JSON, REPORT, MODELS = "front.csv", "front.json", "report.html"
 _PACKAGES = ("numpy", "torch", "torch-geometric", "pymoo", "moocore", "onnx", "onnxruntime", "pyarrow")
 # where tables lie (which tables they are is in every measurement's context), and when a search ends
 _MAY_DIFFER = frozenset({"tables", "stop_when", "stop_threshold"})
+_STOPPING = "stopping"  # topic of the notes that say when a continued run may end
 
 Notation = Callable[[Architecture], str]
 
@@ -155,9 +156,32 @@ class RunDirectory:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """What the user asked for, as `SearchConfig.from_toml` reads it."""
-        config: Mapping[str, Any] = self.info["config"]
-        return config
+        """What the user asked for, as `SearchConfig.from_toml` reads it; of when to stop, what was asked for last."""
+        return {**self.info["config"], **{name: told for name, told in self._stopping.items() if name != "command"}}
+
+    @property
+    def command(self) -> str | None:
+        """The command line that makes the run again; None where run.toml does not say."""
+        told = self._stopping.get("command") or self.info.get("resolved", {}).get("command")
+        return None if told is None else str(told)
+
+    @property
+    def _stopping(self) -> Mapping[str, Any]:
+        return next(reversed(self.store.notes(_STOPPING)), {})
+
+    def set_stopping(self, config: Mapping[str, Any], command: str) -> None:
+        """From now on the run may end when `config` says, whatever it began with: also after another interruption.
+
+        Args:
+            config: What is asked for now.
+            command: The command line that makes the run again.
+
+        Raises:
+            RunError: It cannot be written.
+        """
+        asked = {name: config[name] for name in ("stop_when", "stop_threshold")}
+        if any(self.config.get(name) != told for name, told in asked.items()):
+            self.store.note(_STOPPING, {**asked, "command": command})
 
     def changed_versions(self) -> dict[str, tuple[str, str]]:
         """Packages whose version is no longer the one the run began with, as (then, now): with them, a resumed run

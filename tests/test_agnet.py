@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -529,7 +531,9 @@ class _FreeSpace(ToySpace):
         raise InvalidArchitecture("no graph of the free space")
 
 
-def test_the_outlook_of_several_fronts_is_that_of_the_one_that_may_gain_most(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_fronts_have_an_outlook_each_and_together_that_of_the_one_that_may_gain_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     phone = Objective("latency_ms", PHONE)
     start = SearchState("toy", (ERROR, LATENCY, phone), queries=24, seed=1, front_devices=(DEVICE, PHONE))
     generator = AgNet(ToySpace(), QUICK)
@@ -543,9 +547,22 @@ def test_the_outlook_of_several_fronts_is_that_of_the_one_that_may_gain_most(mon
     monkeypatch.setattr("hwnas.generators.agnet.foresee", watched)
     found = generator.outlook(state, rng=state.rng("outlook"))
     assert found is not None
-    assert found.gain == max(outlook.gain for *_, outlook in seen)
+    assert list(found.fronts.values()) == [outlook for *_, outlook in seen]
+    assert found.gain == found.most == max(outlook.gain for *_, outlook in seen)
+    assert found.device is not None
+    assert found.seen_from(found.device) == found
+    assert Outlook.from_json(json.loads(json.dumps(found.to_json()))) == found
+    for (prospect, _, outlook), device in zip(seen, (DEVICE, PHONE), strict=True):
+        own = found.seen_from(device)
+        assert own is not None
+        assert (own.gain, own.device, own.most) == (outlook.gain, device, found.most)
+        assert own.reference == tuple(prospect.plain(prospect.reference))
     for (prospect, columns, _), goal in zip(seen, state.goals, strict=True):
         assert columns == 2, "error and the device's own latency"
         assert len(prospect.front) == int((goal.violations == 0).sum())
     hopeless = replace(state, constraints=(Constraint("latency_ms", 1e-6, PHONE),))
-    assert generator.outlook(hopeless, rng=state.rng("outlook")) is None
+    told = generator.outlook(hopeless, rng=state.rng("outlook"))
+    assert told is not None
+    assert (told.device, told.fronts[PHONE], told.seen_from(PHONE), told.most) == (DEVICE, None, None, math.inf)
+    nowhere = replace(hopeless, constraints=(*hopeless.constraints, Constraint("latency_ms", 1e-6, DEVICE)))
+    assert generator.outlook(nowhere, rng=state.rng("outlook")) is None

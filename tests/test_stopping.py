@@ -15,7 +15,7 @@ import pytest
 from commands import cli
 
 import hwnas
-from hwnas import api, registry
+from hwnas import api, registry, report
 from hwnas.core import pareto
 from hwnas.core.ledger import Ledger
 from hwnas.core.measurement import Context, Measurement, Source
@@ -23,6 +23,7 @@ from hwnas.core.objective import Constraint, Objective
 from hwnas.core.protocols import Store
 from hwnas.core.state import SearchState
 from hwnas.core.stopping import Outlook, StopRule
+from hwnas.core.wording import percent
 from hwnas.errors import InvalidSetting, UnknownName
 from hwnas.generators.acquisition import expected_excess, expected_hypervolume_improvement
 from hwnas.generators.agnet import AgNet, Settings
@@ -36,11 +37,12 @@ from hwnas.spaces.codes import every, sample
 from hwnas.spaces.nb201 import NasBench201
 from hwnas.stores.memory import MemoryStore
 from hwnas.stores.sqlite import SqliteStore
-from hwnas.testing.toy import DEVICE, ToyEvaluator, ToySpace
+from hwnas.testing.toy import DEVICE, PHONE, ToyEvaluator, ToySpace
 
 QUICK = Settings(generator=False, generated=60, uniform=40)
 RULE = StopRule(threshold=0.01, patience=2, least=16)
 BOTH = (Objective("val_error_pct"), Objective("latency_ms", DEVICE))
+WANTED = (("val_error_pct", None), ("latency_ms", DEVICE), ("latency_ms", PHONE))
 IDENTITY = Compression(np.inf, 1.0)
 
 
@@ -100,7 +102,7 @@ class TestForesight:
     def test_what_the_noise_hides_is_no_gain(self) -> None:
         normals = Normals([[1.9]], [[1e-9]])
         assert expect(normals, [[2.0]], [3.0]).gain == pytest.approx(0.1)
-        assert expect(normals, [[2.0]], [3.0], floors=0.15) == Outlook(0.0, 0.0, 0.0, 0.0)
+        assert expect(normals, [[2.0]], [3.0], floors=0.15) == Outlook(0.0, 0.0, 0.0, 0.0, (3.0,))
 
     def test_it_speaks_of_losses_in_their_own_units(self) -> None:
         show = Compression(1.0, 0.5)
@@ -200,7 +202,8 @@ class TestSearch:
         assert RULE.least <= len(stopped.archive) < 60 == len(whole.archive)
         # asking changes nothing about the search
         assert stopped.archive == whole.archive[: len(stopped.archive)]
-        assert whole.outlooks == (None,) * whole.step
+        assert set(whole.outlooks[:-1]) == {None}
+        assert whole.outlooks[-1] is not None  # a reader wants to know what was missed
         assert gap(stopped) < 0.05
 
     def test_killed_anywhere_and_resumed_it_stops_at_the_same_step(self, tmp_path: Path) -> None:
@@ -330,8 +333,13 @@ def test_a_converged_run_says_so_everywhere_and_can_go_on(tmp_path: Path, capsys
     assert hwnas.load("run").stopped == told
     saved = json.loads((tmp_path / "run" / "front.json").read_text())
     assert saved["finished"] is True
-    assert saved["stopped"]["expected"] == {**told.outlook.to_json(), "source": "predicted"}
+    corner = list(told.outlook.reference)
+    assert saved["stopped"]["expected"] == {**told.outlook.to_json(), "reference": corner, "source": "predicted"}
     words = f"Converged, stopped after {n} of 80 evaluations: the next query is expected to add"
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert (
+        f"of the reachable hypervolume, up to validation error {corner[0]:.2f} % and latency {corner[1]:.3f} ms" in page
+    )
     assert words in (tmp_path / "run" / "report.html").read_text()
     assert "--stop-when converged --stop-threshold 3%" in result.command
 
@@ -345,8 +353,93 @@ def test_a_converged_run_says_so_everywhere_and_can_go_on(tmp_path: Path, capsys
     gone_on = json.loads(capsys.readouterr().out)
     assert gone_on["stopped"]["reason"] == "queries"
     whole = hwnas.search(**ASKED)
-    assert whole.stopped.outlook is None
+    assert whole.stopped.outlook is not None
+    assert gone_on["stopped"]["expected"]["missed"] == whole.stopped.outlook.missed
+    assert "All 80 evaluations are spent: the next query is expected to add" in " ".join(report.sentences(whole.view))
     assert [found.architecture for found in hwnas.load("run").archive] == [f.architecture for f in whole.archive]
+
+
+def test_when_to_stop_can_be_said_later_and_holds_from_then_on(capsys: pytest.CaptureFixture[str]) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(state: SearchState, ledger: Ledger) -> None:
+        if len(state.archive) == 24:
+            raise Killed
+
+    asked = {**ASKED, "devices": [ASKED["device"]]}
+    del asked["device"]
+    with pytest.raises(Killed):
+        api.open_run(asked, out=Path("run")).finish(on_step=kill, models="none")
+    again = ("search", "--resume", "run", "--models", "none", "-q")
+    assert cli(*again, "--stop-when", "converged", "--stop-threshold", "3%") == 0
+    stopped = hwnas.load("run")
+    assert (stopped.stopped.reason, stopped.stopped.threshold) == ("converged", 0.03)
+    assert "--stop-when converged --stop-threshold 3%" in stopped.command
+    n = len(stopped.archive)
+    assert n < 80
+    assert cli(*again) == 0  # needs not be told again
+    assert len(hwnas.load("run").archive) == n
+    assert "note: " not in capsys.readouterr().err
+
+    assert cli(*again, "--stop-when", "never") == 0
+    assert len(hwnas.load("run").archive) == 80
+    assert "stop-when" not in hwnas.load("run").command
+    for said in (("--stop-when", "converged"), ("--stop-when", "never")):
+        assert cli(*again, *said) == 0
+        assert "all 80 evaluations are paid: --stop-when has nothing to decide" in capsys.readouterr().err
+        assert hwnas.load("run").stopped.reason == "queries"
+        assert "stop-when" not in json.loads(Path("run/front.json").read_text())["command"]
+
+
+def test_outlooks_of_before_name_no_device_and_no_reference_point() -> None:
+    """As they were saved when several fronts had one outlook together."""
+    told = Outlook.from_json({"gain": 0.001, "missed": 0.04, "low": 0.01, "high": 0.09})
+    objectives = (*BOTH, Objective("latency_ms", PHONE))
+    rows = list(ToyEvaluator().evaluate(sample(ToySpace(), 20, rng=np.random.default_rng(0)), WANTED))
+    state = SearchState("toy", objectives, (), 40, 0, front_devices=(DEVICE, PHONE)).tell(rows).expect(told)
+    view = report.RunView.of(state, Ledger(), ToySpace(), {}, rule=RULE)
+    assert view.expected == told
+    assert [own.expected for own in view.devices.values()] == [None, None]
+    (words,) = report.ending(view)
+    assert "of hypervolume of one of the devices; 4.0 % of the reachable hypervolume, up to its own reference" in words
+    found = report.to_json(view)
+    assert found["stopped"]["expected"] == {**told.to_json(), "source": "predicted"}
+    assert found["fronts"][DEVICE]["expected"] is None
+
+
+def test_each_device_tells_its_own_outlook_and_the_search_why_it_ended() -> None:
+    state = replace(several(RULE), queries=60)
+    view = report.RunView.of(state, Ledger(), ToySpace(), {}, rule=RULE)
+    assert view.stopped.reason == "converged"
+    saved = state.outlooks[-1]
+    assert saved is not None
+    assert saved.most < RULE.threshold
+    assert report.ending(view) == [
+        f"Converged, stopped after {view.n} of 60 evaluations: on no device is the next query expected to add as much "
+        "as 1.0 % of hypervolume."
+    ]
+    assert "Converged" not in " ".join(report.sentences(view))
+    found = report.to_json(view)
+    for device, own in view.devices.items():
+        expected = saved.fronts[device]
+        assert expected is not None
+        assert own.stopped.reason == "converged"
+        (words,) = [told for told in report.sentences(own) if "expected to add" in told]
+        error, latency = expected.reference
+        assert f"{percent(expected.missed)} of the reachable hypervolume" in words
+        assert f"up to validation error {error:.2f} % and latency {latency:.3f} ms, is expected to be missed" in words
+        assert found["fronts"][device]["expected"]["gain"] == expected.gain
+    assert found["stopped"]["expected"]["device"] == saved.device
+
+
+def several(rule: StopRule) -> SearchState:
+    """A search of the toy space with two fronts."""
+    evaluator = ToyEvaluator()
+    plan = Measure(MemoryStore(), tuple((wanted, evaluator) for wanted in WANTED))
+    objectives = (*BOTH, Objective("latency_ms", PHONE))
+    start = SearchState("toy", objectives, (), 80, 0, front_devices=(DEVICE, PHONE))
+    return Search(ToySpace(), AgNet(ToySpace(), QUICK), plan, None, rule).run(start)
 
 
 @pytest.mark.parametrize(
@@ -390,3 +483,15 @@ def test_progress_tells_the_next_query_and_the_most_that_is_left(monkeypatch: py
         shown.step(state, Ledger())
     assert state.outlooks[-1] is not None
     assert "next query +" in said.getvalue()
+
+    with progress.Progress(console, shown=True) as shown:
+        shown.start(SearchState("toy", BOTH, queries=80), None, RULE)
+        state = several(RULE)
+        shown.step(state, Ledger())
+    last = said.getvalue().splitlines()[-1]
+    for device, goal in state.by_device.items():
+        told = goal.outlooks[-1]
+        assert told is not None
+        assert (
+            f", front {len(goal.front_indices)}, next query +{percent(told.gain)}" in last.partition(f"{device}: ")[2]
+        )

@@ -127,7 +127,7 @@ def search(
         str | None,
         typer.Option(
             help="never (default: all queries are paid) or converged: end before, when the expected gain in "
-            "hypervolume of one query stays below the threshold. With --resume: whether to go on."
+            "hypervolume of one query stays below the threshold. With --resume: from now on."
         ),
     ] = None,
     stop_threshold: Annotated[
@@ -183,6 +183,10 @@ def search(
             run = api.open_run(given, config=config, out=out, resume=resume)
             for name, (then, now) in run.changed_versions().items():
                 console.print(f"note: {name} was {then} when this run began and is {now} now: results may differ")
+            late = [f"--{flag.replace('_', '-')}" for flag in ("stop_when", "stop_threshold") if flag in given]
+            if late and run.spent:  # as only a continued run can be
+                flags = " and ".join(late)
+                console.print(f"note: all {len(run.state.archive)} evaluations are paid: {flags} has nothing to decide")
             progress.start(run.state, None if run.directory is None else run.directory.path, run.search.rule)
             result = run.finish(on_step=progress.step, on_measure=progress.on_device, models=models)
         except KeyboardInterrupt:

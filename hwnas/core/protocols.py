@@ -128,8 +128,8 @@ class Foreseeing(Generator, Protocol):
         """Whether it can, with its settings."""
 
     def outlook(self, state: SearchState, *, rng: np.random.Generator) -> Outlook | None:
-        """What it expects after a step and its `update`; None where it cannot tell yet. Asking changes nothing that it
-        will propose or learn."""
+        """What it expects after a step and its `update`, with several fronts of each (`Outlook.of`); None where it
+        cannot tell yet. Asking changes nothing that it will propose or learn."""
 
 
 @runtime_checkable

@@ -51,7 +51,8 @@ class SearchState:
         seed: Seed of the run.
         step: Number of `tell`s so far.
         archive: Evaluations in the order in which they were paid.
-        outlooks: What the generator expected after each step; None where nobody asked, or it could not tell.
+        outlooks: What the generator expected after each step; None where nobody asked, or it could not tell. With
+            several fronts, `by_device` has them with the device's own for a subject.
         front_devices: Devices with a front each; none for one front over all objectives.
     """
 
@@ -151,6 +152,7 @@ class SearchState:
                     self,
                     objectives=tuple(o for o in self.objectives if concerns(o, device)),
                     constraints=tuple(c for c in self.constraints if concerns(c, device)),
+                    outlooks=tuple(None if told is None else told.seen_from(device) for told in self.outlooks),
                     front_devices=(),
                 )
                 for device in self.front_devices

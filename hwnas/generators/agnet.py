@@ -172,7 +172,10 @@ class AgNet:
             chosen = sample_unseen(self.space, n, state.seen, rng=rng)
             self.drawn = Ledger(generated=len(chosen))
             return chosen
-        uniform, others = self._pool(state, rng)
+        uniform, others, drawn = self._pool(state, rng, decoded=self.settings.generator)
+        self.drawn = drawn.plus(Ledger(pretraining_labels=self._labels or 0))
+        if self._labels:
+            self._labels = 0
         if not self.settings.surrogate:
             return [*others, *uniform][:n]
         pool = [*uniform, *others]
@@ -203,24 +206,23 @@ class AgNet:
 
     def outlook(self, state: SearchState, *, rng: np.random.Generator) -> Outlook | None:
         """What the surrogate expects beyond the front, over uniform samples and neighbours of the front; None until
-        something feasible is better than the reference point in all objectives. Of several fronts the outlook of the
-        one that is expected to gain most, once there is one of each."""
-        if not self._ready(state) or not all((own.violations == 0).any() for own in state.goals):
+        something feasible is better than the reference point in all objectives. Of several fronts what it expects of
+        each."""
+        if not self._ready(state) or not (state.violations == 0).any():
             return None
         goal = self._goal(state)
         self._surrogate.condition(state.architectures, goal.losses)
-        asked = self.settings
-        uniform = dict.fromkeys(sample_unseen(self.space, asked.uniform + asked.generated, state.seen, rng=rng))
-        near = dict.fromkeys(a for a in self._neighbours(state, rng) if a not in state.seen and a not in uniform)
-        if _measured(state):
-            uniform, near = self._new_networks(state, uniform, near)
+        uniform, near, _ = self._pool(state, rng, decoded=False)
         if not uniform:  # everything was evaluated
             return None
         pool = [*uniform, *near]
         posterior = self._surrogate.posterior(pool)
-        found = []
+        found: list[Outlook | None] = []
         for told, own in zip(state.goals, self._goals(state, goal), strict=True):
-            chooser = _Chooser(asked, own, posterior, goal, len(uniform))
+            if not len(own.front):
+                found.append(None)
+                continue
+            chooser = _Chooser(self.settings, own, posterior, goal, len(uniform))
             prospect = own.prospect(told, chooser.reference)
             best = dict.fromkeys(pool[row] for row in prospect.best(posterior.about(chooser.columns)))
             further = dict.fromkeys(
@@ -230,8 +232,7 @@ class AgNet:
                 best, further = self._new_networks(state, best, further)
             predicted = self._surrogate.posterior([*best, *further]).about(chooser.columns)
             found.append(foresee(prospect, predicted, rng=rng))
-        known = [outlook for outlook in found if outlook is not None]
-        return max(known, key=lambda outlook: outlook.gain) if len(known) == len(found) else None
+        return Outlook.of(dict(zip(state.by_device, found, strict=True))) if state.by_device else found[0]
 
     def state_dict(self) -> dict[str, Any]:
         sampler = self._sampler.state_dict() if self.settings.generator else None
@@ -272,23 +273,21 @@ class AgNet:
             return False
         return bool(np.isfinite(_Goal.of(state, 1.0).losses).all(axis=1).sum() >= _FEWEST)
 
-    def _pool(self, state: SearchState, rng: np.random.Generator) -> tuple[list[Architecture], list[Architecture]]:
-        """Unseen and distinct: uniform ones, then samples of the decoder and neighbours of the front."""
+    def _pool(
+        self, state: SearchState, rng: np.random.Generator, *, decoded: bool
+    ) -> tuple[list[Architecture], list[Architecture], Ledger]:
+        """Unseen and distinct: uniform ones, then samples of the decoder and neighbours of the front; and how many were
+        drawn for them. Without samples of the decoder their share is drawn uniformly."""
         asked = self.settings
-        extra = 0 if asked.generator else asked.generated
+        extra = 0 if decoded else asked.generated
         uniform = dict.fromkeys(sample_unseen(self.space, asked.uniform + extra, state.seen, rng=rng))
-        generated, invalid = self._sampler.sample(asked.generated, rng=rng) if asked.generator else ([], 0)
+        generated, invalid = self._sampler.sample(asked.generated, rng=rng) if decoded else ([], 0)
         near = self._neighbours(state, rng) if asked.surrogate else []
         others = dict.fromkeys(a for a in (*generated, *near) if a not in state.seen and a not in uniform)
         total = len(uniform) + len(generated) + invalid + len(near)
         if _measured(state):
             uniform, others = self._new_networks(state, uniform, others)
-        self.drawn = Ledger(
-            generated=total, rejected=total - len(uniform) - len(others), pretraining_labels=self._labels or 0
-        )
-        if self._labels:
-            self._labels = 0
-        return list(uniform), list(others)
+        return list(uniform), list(others), Ledger(generated=total, rejected=total - len(uniform) - len(others))
 
     def _new_networks(
         self, state: SearchState, *pools: Mapping[Architecture, None]

@@ -116,7 +116,8 @@ def foresee(prospect: Prospect, posterior: Posterior, *, rng: np.random.Generato
     missed = 1.0 - volume / whole
     low, high = np.quantile(missed, INTERVAL)
     expected = float(missed.mean())
-    return Outlook(float(following.mean() / volume - 1.0), expected, *doubted(expected, float(low), float(high)))
+    gain, interval = float(following.mean() / volume - 1.0), doubted(expected, float(low), float(high))
+    return Outlook(gain, expected, *interval, tuple(map(float, prospect.plain(prospect.reference))))
 
 
 def doubted(expected: float, low: float, high: float) -> tuple[float, float]:

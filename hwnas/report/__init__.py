@@ -8,7 +8,7 @@ from hwnas.report.cells import cell_svg
 from hwnas.report.figures import front_figure, hypervolume_figure, write_figures
 from hwnas.report.notebook import repr_html
 from hwnas.report.page import html, write_html
-from hwnas.report.terminal import front_table, full, sentences, summary
+from hwnas.report.terminal import ending, front_table, full, sentences, summary
 from hwnas.report.tojson import to_json
 from hwnas.report.view import Role, RunView
 
@@ -16,6 +16,7 @@ __all__ = [
     "Role",
     "RunView",
     "cell_svg",
+    "ending",
     "front_figure",
     "front_table",
     "full",

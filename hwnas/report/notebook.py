@@ -6,7 +6,7 @@ import base64
 from html import escape
 
 from hwnas.report.figures import front_figure, render
-from hwnas.report.terminal import marks, sentences
+from hwnas.report.terminal import ending, marks, sentences
 from hwnas.report.view import RunView
 
 
@@ -15,7 +15,7 @@ def repr_html(view: RunView, limit: int = 12) -> str:
     fronts these of each device, then what is to be said of all."""
     if view.devices:
         own = "".join(repr_html(each, limit) for each in view.devices.values())
-        return f"<div>{own}<p>{escape(' '.join(sentences(view)))}</p></div>"
+        return f"<div>{own}<p>{escape(' '.join([*ending(view), *sentences(view)]))}</p></div>"
     rows = list(view.front) or ([view.nearest] if view.nearest is not None else [])
     shown = sorted(rows, key=lambda i: (not marks(view, i), rows.index(i)))[:limit]
     heads = "".join(f"<th>{escape(view.title(column))}</th>" for column in view.columns)

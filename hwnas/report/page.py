@@ -14,7 +14,7 @@ from hwnas.core.wording import certainty, known, provenance
 from hwnas.report.axes import groups, projections
 from hwnas.report.cells import cell_svg
 from hwnas.report.plots import every_plot
-from hwnas.report.terminal import COMMON, STAR, listed, marks, sentences
+from hwnas.report.terminal import COMMON, STAR, ending, listed, marks, sentences
 from hwnas.report.tojson import plain
 from hwnas.report.view import Column, RunView
 
@@ -130,7 +130,8 @@ def _result(view: RunView) -> list[str]:
         f"<li>{escape(view.title(column))}: <strong>{escape(view.sources[column])}</strong></li>"
         for column in view.columns
     )
-    return [*own, _paragraph(view), f'<ul class="sources">{sources}</ul>']
+    end = [f'<p class="sources">{escape(" ".join(told))}</p>'] if (told := ending(view)) else []
+    return [*own, *end, _paragraph(view), f'<ul class="sources">{sources}</ul>']
 
 
 def _paragraph(view: RunView) -> str:

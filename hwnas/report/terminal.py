@@ -80,11 +80,18 @@ def summary(view: RunView) -> RenderableType:
     return Panel(Text(" ".join(sentences(view))), title=title, title_align="left", border_style=colour)
 
 
+def ending(view: RunView) -> list[str]:
+    """Of a search with several fronts: why it ended, which belongs to no device and not to the one network for all. Of
+    others it is among their `sentences`."""
+    return _stopped(view) if view.devices else []
+
+
 def full(view: RunView) -> RenderableType:
     """Table, as wide as the terminal allows, and summary together; with several fronts one of each, then what is
     to be said of all devices."""
     if view.devices:
-        return Group(*map(full, view.devices.values()), summary(view))
+        end = [Text(" ".join(told))] if (told := ending(view)) else []
+        return Group(*map(full, view.devices.values()), *end, summary(view))
     return Group(FittingTable(view), summary(view))
 
 
@@ -125,7 +132,7 @@ def sentences(view: RunView) -> list[str]:
         return ["Nothing was evaluated yet.", *_whole_run(view)]
     told = [] if view.device is not None else _stopped(view)
     if view.recommended is None:
-        return [*told, *_nothing_feasible(view, budgets), *_failures(view), *_whole_run(view)]
+        return [*told, *_nothing_feasible(view, budgets), *_failures(view), *_left(view), *_whole_run(view)]
     column = (view.objective.metric, view.objective.device)
     if undecided(state):
         why = "the knee of the front" if view.by_knee else f"the best of the front by the weights {_weights(view)}"
@@ -145,7 +152,7 @@ def sentences(view: RunView) -> list[str]:
     if view.knee not in (None, view.recommended):
         told.append(f"Knee of the front: {_values(view, view.knee)} (query {view.knee + 1}).")
     told.append(f"{int(view.feasible.sum())} of {view.n} evaluated are feasible, {len(view.front)} on the front.")
-    return [*told, *_split(view), *_predicted(view), *_failures(view), *_whole_run(view)]
+    return [*told, *_split(view), *_predicted(view), *_failures(view), *_left(view), *_whole_run(view)]
 
 
 def listed(words: Iterable[str]) -> str:
@@ -165,12 +172,11 @@ def _portfolio(view: RunView) -> list[str]:
     if chosen is None:
         if view.n == 0:
             return ["Nothing was evaluated yet.", *_whole_run(view)]
-        return [*_stopped(view), f"No evaluated network has its numbers on {every}.", *_whole_run(view)]
+        return [f"No evaluated network has its numbers on {every}.", *_whole_run(view)]
     named = f"{_values(view, chosen.index)} ({view.texts[chosen.index]}, query {chosen.index + 1})"
     behind = "; ".join(chosen.told(device) + _unresolved(own, chosen) for device, own in view.devices.items())
     if not chosen.admissible:
         told = [
-            *_stopped(view),
             f"No evaluated network meets the budgets of {every} together.",
             f"Nearest: {named}.",
             f"It is {behind}.",
@@ -198,24 +204,49 @@ def _unresolved(own: RunView, chosen: Portfolio) -> str:
 
 
 def _stopped(view: RunView) -> list[str]:
-    """Why the search ended, unless it just paid all that it might; what it expected of going on, where it was asked."""
-    told, expected = view.stopped, view.stopped.outlook
+    """Why the search ended, unless it just paid all that it might; what it expected of going on, where that is known
+    and no device's own view tells it."""
+    told, expected = view.stopped, _expected(view)
     words = f"{told.evaluations} of {told.queries} evaluations"
     if told.reason is None:
-        return [f"Stopped after {words}."]
+        return [f"Stopped after {words}" + (f": {expected}" if expected else ".")]
     if told.reason == "exhausted":
         return [f"Ended after {words}: the space has no more architectures."]
-    if view.rule is None or expected is None:
-        return []
-    missed, low, high = (percent(x) for x in (expected.missed, expected.low, expected.high))
-    outlook = (
-        f"the next query is expected to add {percent(expected.gain)} of hypervolume; {missed} of what there is "
-        f"({low.removesuffix(' %')} to {high}) is expected to be missed ({Source.PREDICTED})."
-    )
     if told.reason == "queries":
-        return [f"All {told.queries} evaluations are spent: {outlook}"]
-    go_on = f" To go on: hwnas search --resume {shlex.quote(view.run)} --stop-when never." if view.run != "RUN" else ""
-    return [f"Converged, stopped after {words}: {outlook}{go_on}"]
+        return []
+    if not expected:
+        threshold = "" if told.threshold is None else f" as much as {percent(told.threshold)} of hypervolume"
+        expected = f"on no device is the next query expected to add{threshold}."
+    go_on = [f"To go on: hwnas search --resume {shlex.quote(view.run)} --stop-when never."] if view.run != "RUN" else []
+    return [f"Converged, stopped after {words}: {expected}", *go_on]
+
+
+def _left(view: RunView) -> list[str]:
+    """What the search expected of going on, where that is no reason for its end: behind what was found."""
+    told, expected = view.stopped, _expected(view)
+    if not expected or (view.device is None and told.reason != "queries"):
+        return []
+    if view.device is None:
+        return [f"All {told.queries} evaluations are spent: {expected}"]
+    return [expected[0].upper() + expected[1:]]
+
+
+def _expected(view: RunView) -> str:
+    """What the search expected of going on, on this front; nothing where nobody asked, or other views tell it."""
+    expected = view.expected
+    if expected is None:
+        return ""
+    missed, low, high = (percent(x) for x in (expected.missed, expected.low, expected.high))
+    corner = "its own reference point"
+    if expected.reference:
+        pairs = zip(view.state.objectives, expected.reference, strict=True)
+        corner = listed(f"{_title(view, (o.metric, o.device))} {quantity(o.metric, o.value(x))}" for o, x in pairs)
+    where = " of one of the devices" if view.devices else ""  # runs made before each front had its own
+    interval = f"{low.removesuffix(' %')} to {high}"
+    return (
+        f"the next query is expected to add {percent(expected.gain)} of hypervolume{where}; {missed} of the reachable "
+        f"hypervolume, up to {corner}, is expected to be missed ({interval}, {Source.PREDICTED})."
+    )
 
 
 def _guessing(view: RunView) -> list[str]:
@@ -336,6 +367,12 @@ def _runner_up(view: RunView) -> list[str]:
     return [text + "."]
 
 
+def _tied(one: Measurement, other: Measurement) -> bool:
+    """Whether the difference of two numbers is inside their intervals."""
+    width = math.hypot(one.half_width, other.half_width)
+    return width > 0 and abs(one.value - other.value) <= width
+
+
 def _failures(view: RunView) -> list[str]:
     if not view.statuses:
         return []
@@ -365,12 +402,6 @@ def _title(view: RunView, column: Column) -> str:
 def _weights(view: RunView) -> str:
     pairs = zip(view.state.objectives, view.weights or (), strict=True)
     return ", ".join(f"{_title(view, (o.metric, o.device))} {weight:g}" for o, weight in pairs)
-
-
-def _tied(one: Measurement, other: Measurement) -> bool:
-    """Whether the difference of two numbers is inside their intervals."""
-    width = math.hypot(one.half_width, other.half_width)
-    return width > 0 and abs(one.value - other.value) <= width
 
 
 def _wanted(view: RunView) -> tuple[Column, ...]:

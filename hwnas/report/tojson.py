@@ -7,6 +7,7 @@ from typing import Any
 
 from hwnas.core.measurement import Measurement, Source
 from hwnas.core.metrics import METRICS
+from hwnas.core.stopping import Outlook
 from hwnas.core.wording import origin
 from hwnas.report.view import RunView
 
@@ -16,17 +17,21 @@ SCHEMA = 1
 def to_json(view: RunView) -> dict[str, Any]:
     """The whole result as plain dicts, lists, strings and finite numbers (`json.dumps(..., allow_nan=False)` works).
 
-    Keys: schema, finished, stopped (why, and what was expected of going on), evaluations, queries, space, seed,
-    objectives, budgets, weights, feasible, recommended, nearest, knee, runner_up, front, hypervolume, failures,
-    measured (by device: noise floor, retests), ledger, config, command, versions, created. Architectures carry all
-    their metrics, by column: value, unit, source, context, interval, status.
+    Keys: schema, finished, stopped (why, and what was expected of going on: `gain` of the next query as a share of the
+    present hypervolume; `missed`, with its 90 % interval `low` to `high`, as a share of the reachable hypervolume, up
+    to `reference`, losses in the order of the front's objectives), evaluations, queries, space, seed, objectives,
+    budgets, weights, feasible, recommended, nearest, knee, runner_up, front, hypervolume, failures, measured (by
+    device: noise floor, retests), ledger, config, command, versions, created. Architectures carry all their metrics, by
+    column: value, unit, source, context, interval, status.
 
     With several fronts also: fronts (by device: objectives, budgets, weights, feasible, recommended, nearest, knee,
-    runner_up, front, hypervolume, failures) and portfolio (by device the regret or the violation, and its sentence).
-    There, front is the union of the fronts, recommended the one network for all devices, and architectures say which
-    fronts they are on.
+    runner_up, front, hypervolume, failures, expected) and portfolio (by device the regret or the violation, and its
+    sentence; `behind` where regrets are shares of a front's range of one metric: how far in that metric). There,
+    stopped.expected is of its `device`, whose front may gain most, front is the union of the fronts, recommended the
+    one network for all devices, and architectures say which fronts they are on.
     """
-    several = {"fronts": {name: _goal(each) for name, each in view.devices.items()}, "portfolio": _portfolio(view)}
+    fronts = {name: {**_goal(each), "expected": _expected(each.expected)} for name, each in view.devices.items()}
+    several = {"fronts": fronts, "portfolio": _portfolio(view)}
     return {**_run(view), **(several if view.devices else {})}
 
 
@@ -93,17 +98,31 @@ def _portfolio(view: RunView) -> dict[str, Any] | None:
         "regret_of": chosen.metric or "compromise",
         "relative": chosen.relative,
         "regrets": dict(chosen.regrets),
+        "behind": {device: {"metric": name, "value": value} for device, (name, value) in chosen.behind.items()},
         "violations": dict(chosen.violations),
         "told": {device: chosen.told(device) for device in view.devices},
     }
 
 
-        "behind": {device: {"metric": name, "value": value} for device, (name, value) in chosen.behind.items()},
 def stopped(view: RunView) -> dict[str, Any]:
-    """Why the search ended (null: it did not), and what was expected of going on, in shares of hypervolume."""
+    """Why the search ended (null: it did not), and what was expected of going on; with several fronts on the `device`
+    whose front may gain most, while `fronts` has the others."""
     told = view.stopped
-    expected = None if told.outlook is None else {**told.outlook.to_json(), "source": str(Source.PREDICTED)}
-    return {"reason": told.reason, "evaluations": told.evaluations, "threshold": told.threshold, "expected": expected}
+    return {
+        "reason": told.reason,
+        "evaluations": told.evaluations,
+        "threshold": told.threshold,
+        "expected": _expected(told.outlook),
+    }
+
+
+def _expected(outlook: Outlook | None) -> dict[str, Any] | None:
+    """What was expected of going on, in shares of the hypervolume up to `reference`, losses in the order of the front's
+    objectives."""
+    if outlook is None:
+        return None
+    told = {key: value for key, value in outlook.to_json().items() if key != "fronts"}
+    return {**told, "source": str(Source.PREDICTED)}
 
 
 def architecture(view: RunView, index: int) -> dict[str, Any]:

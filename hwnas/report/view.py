@@ -36,7 +36,7 @@ from hwnas.core.recommending import (
     weights_of,
 )
 from hwnas.core.state import Evaluation, SearchState
-from hwnas.core.stopping import Stopped, StopRule
+from hwnas.core.stopping import Outlook, Stopped, StopRule
 from hwnas.core.wording import certainty, digits, heading, known, provenance, quantity
 from hwnas.optional import version
 
@@ -230,6 +230,14 @@ class RunView:
         """Why the search ended, if it did, and what was expected of going on."""
         told = self.state.stopped(self.rule)
         return replace(told, reason="exhausted") if told.reason is None and self.exhausted else told
+
+    @property
+    def expected(self) -> Outlook | None:
+        """What was expected of going on, on this view's own front; of several fronts together None, except in runs made
+        before each had its own, where it is that of one of them."""
+        found = self.stopped.outlook
+        apart = bool(self.devices) or self.device is not None
+        return None if found is None or (apart and found.device != self.device) else found
 
     @property
     def finished(self) -> bool:
