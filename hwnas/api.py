@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _ONE_FRONT = {"fronts": "joint"}  # what several devices had in runs whose run.toml does not say
 
-OnMeasure = Callable[[str, int, int, str], None]
+OnMeasure = Callable[[str, float, int, str], None]
 
 
 @dataclass(frozen=True, repr=False)
@@ -301,7 +301,8 @@ class Run:
 
         Args:
             on_step: Called after each step with state and ledger.
-            on_measure: Called while networks are timed with the device, networks done, of how many, and what goes on.
+            on_measure: Called while networks are timed with the device, networks' worth of work done, of how many, and
+                what goes on.
             models: "front", "best" or "none": which ONNX models to write.
         """
         latest = [self.ledger]
@@ -355,7 +356,7 @@ class Run:
             return
         for evaluator in self.assembly.measured:
 
-            def tell(done: int, total: int, text: str, device: str = evaluator.device) -> None:
+            def tell(done: float, total: int, text: str, device: str = evaluator.device) -> None:
                 on_measure(device, done, total, f"{stage}{text}" if text else "")
 
             evaluator.meter.watch(tell)

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from hwnas import atomic
 from hwnas.core.device import Device
+from hwnas.core.shapes import Declared, ask_for_shape, inputs_words
 from hwnas.errors import InvalidModel, RunError, RunExists
-from hwnas.onnx_facts import ModelFacts, Shapes, has_external_data, input_shapes, model_facts, read_model
+from hwnas.onnx_facts import ModelFacts, Shapes, declared_shapes, has_external_data, model_facts, read_model
 from hwnas.profiling.bench import Candidate
 from hwnas.profiling.profiler import Profiler, choose_runtime
 from hwnas.profiling.protocol import Protocol
@@ -30,9 +31,10 @@ Floats = NDArray[np.float64]
 
 SCHEMA = 1
 _DRAWS = 500  # of a figure from the cache, whose own draws are not kept
+_LISTED = 4  # models whose inputs are told
 RECORDS, SAMPLES = "profile.json", "samples.npz"
 
-OnProgress = Callable[[str, int, int, str], None]
+OnProgress = Callable[[str, float, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -204,16 +206,18 @@ def time_models(
         paths: ONNX files, at least one; the same file may be named twice (two equal networks are a tie).
         devices: Where.
         protocol: How carefully.
-        shapes: Static shapes by input name; each is used by the models that have such an input.
+        shapes: Static shapes by input name; each is used by the models that have such an input and where it is
+            dynamic, and by these alone: models in shapes of their own stay as they are.
         cached: Whether figures of earlier measurements on the same device in the same way are good enough.
         energy: Whether to measure energy where the device has a meter.
         seed: Of random orders.
         wait_s: How long to wait for somebody else who measures there.
-        on_progress: Told (device, networks done, of how many, what is going on).
+        on_progress: Told (device, networks' worth of work done, of how many, what is going on).
         transport: Makes workers; default: by each device's host.
 
     Raises:
-        InvalidModel: A file that is no ONNX model, lacks its external data, or has a dynamic shape that nobody set.
+        InvalidModel: A file that is no ONNX model, lacks its external data, or has a dynamic shape that nobody set; a
+            shape that no model needs, or that does not fit one that does.
         DeviceError: A device that cannot be measured on now. Nothing has been measured then.
     """
     with ExitStack() as opened:
@@ -226,7 +230,6 @@ def time_models(
             opened.enter_context(
                 Profiler(
                     device,
-                    shapes=shapes,
                     cached=cached,
                     memory="peak_memory_mib" in device.metrics,
                     energy=energy and "energy_mj" in device.metrics,
@@ -255,26 +258,37 @@ def time_models(
 
 
 def _candidates(paths: Sequence[Path], shapes: Shapes) -> tuple[list[Candidate], dict[str, str]]:
-    """What to measure, and where each lies."""
-    inputs = [input_shapes(read_model(path)) for path in paths]
-    strange = [name for name in shapes if not any(name in declared for declared in inputs)]
-    if strange:
-        known = dict.fromkeys(name for declared in inputs for name in declared)
-        raise InvalidModel(f"no model has an input {strange[0]!r}; there are {', '.join(known)}")
+    """What to measure, each with the shapes that it needs, and where each lies."""
+    inputs = [declared_shapes(read_model(path)) for path in paths]
+    for name in shapes:
+        if not any(name in declared and _dynamic(declared[name]) for declared in inputs):
+            raise InvalidModel(_needless(name, dict(zip(paths, inputs, strict=True))))
     candidates, names = [], {}
     for path, name, declared in zip(paths, _names(paths), inputs, strict=True):
-        mine = {key: shape for key, shape in shapes.items() if key in declared}
-        for key, shape in declared.items():
-            if key not in mine and None in shape:
-                example = "x".join(str(size or 1) for size in shape)
-                raise InvalidModel(
-                    f"{path}: input {key!r} has the dynamic shape {[size or '?' for size in shape]}; say what to run "
-                    f"with, e.g. --shape {key}={example}"
-                )
+        free = {key: shape for key, shape in declared.items() if _dynamic(shape)}
+        mine = {key: tuple(shapes[key]) for key in free if key in shapes}
+        for key, shape in free.items():
+            if key not in mine:
+                raise InvalidModel(f"{path}: {ask_for_shape(key, shape)}")
         facts: ModelFacts = model_facts(path, mine)
-        candidates.append(Candidate(name, path, facts.graph_hash, facts.to_json()))
+        candidates.append(Candidate(name, path, facts.graph_hash, facts.to_json(), mine))
         names[name] = str(path)
     return candidates, names
+
+
+def _dynamic(shape: Declared) -> bool:
+    """Whether some dimension has to be told."""
+    return not all(isinstance(size, int) for size in shape)
+
+
+def _needless(name: str, inputs: Mapping[Path, Mapping[str, Declared]]) -> str:
+    """Why no model needs a shape of an input of this name."""
+    having = {path: declared for path, declared in inputs.items() if name in declared}
+    told = [f"{path} has {inputs_words(declared)}" for path, declared in (having or inputs).items()]
+    listed = "; ".join(told[:_LISTED]) + (f"; and {len(told) - _LISTED} more" if len(told) > _LISTED else "")
+    if having:
+        return f"--shape {name} is for dynamic inputs, and {name!r} is static: {listed}. Leave it out"
+    return f"--shape {name}: no model has an input {name!r}; {listed}"
 
 
 def _refuse_split(paths: Sequence[Path], device: Device) -> None:
@@ -344,7 +358,7 @@ def _sure(chance: float) -> str:
     return "certainty above 99 %" if certainty > 0.99 else f"certainty {100 * certainty:.0f} %"
 
 
-def _named(told: OnProgress | None, device: str) -> Callable[[int, int, str], None] | None:
+def _named(told: OnProgress | None, device: str) -> Callable[[float, int, str], None] | None:
     if told is None:
         return None
     return lambda done, total, text: told(device, done, total, text)

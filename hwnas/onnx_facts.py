@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hwnas.core.shapes import inputs_words, shape_words
 from hwnas.errors import InvalidModel
 
 if TYPE_CHECKING:
@@ -101,7 +102,9 @@ def read_model(path: Path, *, weights: bool = False) -> onnx.ModelProto:
     import onnx
 
     if not path.is_file():
-        raise InvalidModel(f"{path}: no such file; an ONNX model is wanted")
+        raise InvalidModel(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; an ONNX model is wanted")
+    if not path.stat().st_size:
+        raise InvalidModel(f"{path}: not an ONNX model: the file is empty (0 bytes); export or copy it again")
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf raises what it likes
@@ -169,19 +172,42 @@ def input_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
     return {value.name: _dimensions(value) for value in model.graph.input if value.name not in known}
 
 
+def declared_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | str | None, ...]]:
+    """As `input_shapes`, but a dynamic dimension that has a symbolic name is that name."""
+    symbols = {
+        value.name: [d.dim_param or None for d in value.type.tensor_type.shape.dim] for value in model.graph.input
+    }
+    return {
+        name: tuple(symbol if size is None else size for size, symbol in zip(shape, symbols[name], strict=True))
+        for name, shape in input_shapes(model).items()
+    }
+
+
 def set_shapes(model: onnx.ModelProto, shapes: Shapes, name: str = "the model") -> None:
     """Make inputs static, in place.
 
     Raises:
         InvalidModel: A shape names no input of the model, or does not fit the declared one.
     """
-    declared = input_shapes(model)
+    declared = declared_shapes(model)
     for wanted, shape in shapes.items():
         if wanted not in declared:
-            raise InvalidModel(f"{name} has no input {wanted!r}; its inputs are {', '.join(declared)}")
+            raise InvalidModel(f"{name} has no input {wanted!r}; its inputs are {inputs_words(declared)}")
         now = declared[wanted]
-        if len(now) != len(shape) or any(a not in (None, b) for a, b in zip(now, shape, strict=True)):
-            raise InvalidModel(f"{name}: input {wanted!r} has the shape {list(now)}; {list(shape)} does not fit it")
+        reason = ""
+        if len(now) != len(shape):
+            reason = f"it has {len(now)} dimensions, not {len(shape)}"
+        else:
+            pairs = enumerate(zip(now, shape, strict=True), start=1)
+            reason = next(
+                (f"dimension {i} is {a}, not {b}" for i, (a, b) in pairs if isinstance(a, int) and a != b), ""
+            )
+        if reason:
+            others = f"; its inputs are {inputs_words(declared)}" if len(declared) > 1 else ""
+            raise InvalidModel(
+                f"{name}: {'x'.join(map(str, shape))} does not fit the input {wanted!r}, which is {shape_words(now)}: "
+                f"{reason}{others}"
+            )
     for value in model.graph.input:
         for dimension, size in zip(value.type.tensor_type.shape.dim, shapes.get(value.name, ()), strict=False):
             dimension.dim_value = size

@@ -34,7 +34,7 @@ class Measuring:
     """
 
     def __init__(self, console: Console, *, shown: bool) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
         from rich.text import Text
 
@@ -51,8 +51,8 @@ class Measuring:
         self._live = shown and console.is_terminal
         self._bar = Lined(
             TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            BarColumn(max(8, min(40, console.width // 6))),  # the words need the room
+            TextColumn("{task.fields[count]}"),
             TextColumn("{task.fields[told]}", markup=False),
             TextColumn("{task.fields[most]}"),
             TimeRemainingColumn(),
@@ -62,16 +62,23 @@ class Measuring:
         self._tasks: dict[str, TaskID] = {}
         self._said = time.monotonic()
 
-    def on_device(self, device: str, done: int, total: int, text: str) -> None:
-        """So many of so many networks are done on a device; `text` is what goes on."""
+    def on_device(self, device: str, done: float, total: int, text: str) -> None:
+        """So much of the work on so many networks is done on a device (a total of 0: nobody can say); `text` is what
+        goes on."""
         if not self._shown:
             return
+        # no count of networks: their figures come all at once when a batch ends
+        count = f"{100 * done / total:.0f} %" if total else ""
         if device not in self._tasks:
-            self._tasks[device] = self._bar.add_task(device, total=total, told="", most="")
-        self._bar.update(self._tasks[device], completed=done, total=total, told=text, visible=bool(text))
+            self._tasks[device] = self._bar.add_task(device, total=None, told="", most="", count="")
+        self._bar.update(
+            self._tasks[device], completed=done, total=total or None, told=text, count=count, visible=bool(text)
+        )
         if not self._live and text and time.monotonic() - self._said >= _PLAIN_EVERY_S:
             self._said = time.monotonic()
-            self._console.print(f"{device}: {done}/{total}  {text}", highlight=False, markup=False)
+            self._console.print(
+                "  ".join(filter(None, [f"{device}:", count, text])), highlight=False, markup=False, soft_wrap=True
+            )
 
     def stop(self) -> None:
         """Leave the terminal as it was."""
@@ -103,7 +110,7 @@ class Progress(Measuring):
     def __init__(self, console: Console, *, shown: bool) -> None:
         super().__init__(console, shown=shown)
         self.folder: Path | None = None
-        self._task = self._bar.add_task("search", total=None, told="", most="")
+        self._task = self._bar.add_task("search", total=None, told="", most="", count="")
         self._reference: np.ndarray | None = None
         self._rule: StopRule | None = None
 
@@ -111,7 +118,9 @@ class Progress(Measuring):
         """The search begins (or continues) with this state, and may end by this rule before its queries are spent."""
         self.folder, self._rule = folder, rule
         most = "" if rule is None else "at most"
-        self._bar.update(self._task, total=state.queries, completed=len(state.archive), most=most)
+        self._bar.update(
+            self._task, total=state.queries, completed=len(state.archive), most=most, count=self._count(state)
+        )
         if self._shown and folder is not None:
             self._console.print(f"run directory {folder}", highlight=False)
         if self._live:
@@ -124,13 +133,17 @@ class Progress(Measuring):
         finished = state.stopped(self._rule).reason is not None
         told = self._told(state, finished)
         self._bar.below = told if len(told) > 1 else ()
-        self._bar.update(self._task, completed=len(state.archive), told="" if len(told) > 1 else told[0])
+        self._bar.update(self._task, completed=len(state.archive), told="" if len(told) > 1 else told[0], count=self._count(state))
         if not self._live and (finished or time.monotonic() - self._said >= _PLAIN_EVERY_S):
             self._said = time.monotonic()
             self._console.print(
                 f"{len(state.archive)}/{state.queries} evaluations  {'  '.join(told)}  {ledger.cpu_s:.0f} search CPU s",
                 highlight=False,
             )
+
+    @staticmethod
+    def _count(state: SearchState) -> str:
+        return f"{len(state.archive)}/{state.queries}"
 
     def _told(self, state: SearchState, finished: bool) -> tuple[str, ...]:
         """How it stands, in one line, or in one for each of several fronts."""

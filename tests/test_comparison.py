@@ -124,9 +124,16 @@ def test_more_memory_than_there_is_is_a_status() -> None:
     [
         (["missing.onnx"], "missing.onnx: no such file"),
         (["text.onnx"], "text.onnx: not an ONNX model"),
-        (["dynamic.onnx"], r"dynamic.onnx: input 'x' has the dynamic shape.*--shape x=1x32"),
-        (["dynamic.onnx", "--shape", "y=1x32"], "no model has an input 'y'; there are x"),
-        (["dynamic.onnx", "--shape", "x=1x31"], "does not fit"),
+        (["empty.onnx"], "empty.onnx: not an ONNX model: the file is empty"),
+        (["dynamic.onnx"], r"dynamic.onnx: input 'x' has the dynamic shape \[N, 32\].*--shape x=1x32 \(N = 1: yours"),
+        (["dynamic.onnx", "--shape", "y=1x32"], r"no model has an input 'y'; dynamic.onnx has x \[N, 32\]"),
+        (
+            ["dynamic.onnx", "--shape", "x=1x31"],
+            r"dynamic.onnx: 1x31 does not fit.*\[N, 32\]: dimension 2 is 32, not 31",
+        ),
+        (["dynamic.onnx", "--shape", "x=1x1x32"], "dynamic.onnx: 1x1x32 does not fit.*it has 2 dimensions, not 3"),
+        (["good.onnx", "--shape", "x=4x32"], r"'x' is static: good.onnx has x \[4, 32\]. Leave it out"),
+        (["good.onnx", "--shape", "x=5x32"], "'x' is static"),
         (["dynamic.onnx", "--shape", "x=ax32"], "--shape wants NAME=1x3x224x224"),
         (["good.onnx", "--device", "cpuu"], "no device 'cpuu'.*'cpu'"),
         (["good.onnx", "--preset", "fast"], "no preset 'fast'.*quick"),
@@ -143,6 +150,7 @@ def test_bad_input_is_refused_before_anything_is_measured(
     monkeypatch.setattr(Profiler, "__init__", lambda *_, **__: pytest.fail("measured all the same"))
     model("good.onnx")
     model("dynamic.onnx", rows="N")
+    Path("empty.onnx").touch()
     Path("text.onnx").write_text("hello, this is no model at all")
     Path("taken").mkdir()
     Path("taken", "file").touch()
@@ -167,6 +175,41 @@ def test_a_dynamic_model_is_timed_in_the_shape_that_was_asked_for(capsys: pytest
     assert cli("profile", "dynamic.onnx", "static.onnx", "--shape", "x=8x32", "--preset", "quick", "--json") == 0
     records = json.loads(capsys.readouterr().out)["records"]
     assert records[0]["subject"]["facts"]["macs"] == records[1]["subject"]["facts"]["macs"] == 8 * 32 * 32
+
+
+def image(name: str, *sizes: int | str) -> Path:
+    """A convolution of an input that is called as those of the reference networks, 1 x 3 x 32 x 32, are."""
+    weight = numpy_helper.from_array(np.full((4, 3, 3, 3), 0.1, np.float32), "w")
+    nodes = [helper.make_node("Conv", ["input", "w"], ["h"]), helper.make_node("GlobalAveragePool", ["h"], ["y"])]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, d) for n, d in (("input", sizes), ("y", None))]
+    graph = helper.make_graph(nodes, "image", ends[:1], ends[1:], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), name)
+    return Path(name)
+
+
+@pytest.mark.parametrize("runtime", ["ort-cpu", "openvino", "torch-cpu"])
+def test_a_shape_is_for_the_models_that_need_it_and_for_no_others(runtime: str) -> None:
+    paths = [image("free.onnx", "batch", 3, "H", "W"), image("fixed.onnx", 1, 3, 24, 20)]
+    device = replace(load_device("cpu"), runtimes=(runtime,))
+
+    def timed(*sizes: int) -> list[Record]:
+        found = time_models(paths, [device], BRIEF, shapes={"input": sizes}, energy=False)
+        records = [timing.record for timing in found.timings]
+        assert [record.status.has_value for record in records] == [True, True], [record.message for record in records]
+        told = [{name: tuple(shape) for name, shape in r.setup.config["shapes"].items()} for r in records]
+        assert told == [{"input": sizes}, {}]
+        note = f"free.onnx was run with input = {'x'.join(map(str, sizes))}"
+        assert [line for line in report.notes(found) if "was run with" in line] == [note]
+        return records
+
+    first, other, again = timed(1, 3, 48, 40), timed(2, 3, 16, 24), timed(1, 3, 48, 40)
+    # two shapes of one model never answer each other; what is static is the same network each time
+    assert ["cached" in record.flags for record in (first[0], other[0])] == [False, False]
+    assert first[0].subject.facts["macs"] == 46 * 38 * 4 * 27
+    assert other[0].subject.facts["macs"] == 2 * 14 * 22 * 4 * 27
+    for records in (other, again):
+        assert records[1].status is not Status.OK or "cached" in records[1].flags or first[1].status is not Status.OK
+    assert "cached" in again[0].flags or first[0].status is not Status.OK
 
 
 def test_devices_that_cannot_be_measured_on(capsys: pytest.CaptureFixture[str]) -> None:
@@ -311,6 +354,16 @@ def test_long_names_have_letters_in_their_place() -> None:
     told, _ = report.findings(found)
     assert told.startswith("A is ")
     assert " times as fast as B (" in told
+
+
+def test_a_long_message_is_cut_between_words_and_keeps_both_ends() -> None:
+    message = "Fail: the model says opset 99 " + "of many words " * 80 + "support is till opset 23."
+    failed = Record(Subject("x"), timing("x", 1.0).record.setup, Status.UNSUPPORTED_OP, message)
+    (told,) = report.failures(compared(Timing("x", "cpu", failed)))
+    assert "Fail: the model says opset 99 of many" in told
+    assert told.endswith("support is till opset 23.")
+    assert " ... " in told
+    assert set(told.split(": ", 2)[2].split()) <= {*message.split(), "..."}
 
 
 def test_pictures_of_one_of_many_and_of_none() -> None:

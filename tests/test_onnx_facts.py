@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from hwnas.core.architecture import Architecture
+from hwnas.core.shapes import ask_for_shape, inputs_words
 from hwnas.errors import InvalidModel
-from hwnas.onnx_facts import count_macs, graph_hash, input_shapes, model_facts, read_model, set_shapes
+from hwnas.onnx_facts import count_macs, declared_shapes, graph_hash, input_shapes, model_facts, read_model, set_shapes
 from hwnas.spaces.nb201 import NasBench201
 from hwnas.testing.profiling import write_cell, write_relu
 
@@ -358,8 +360,31 @@ def test_dynamic_shapes(tmp_path: Path) -> None:
     set_shapes(free, {"x": (5, 4)})
     assert input_shapes(free) == {"x": (5, 4)}
     assert model_facts(path, {"x": (5, 4)}).graph_hash != model_facts(path).graph_hash  # runs differently
-    with pytest.raises(InvalidModel, match=r"has no input 'z'; its inputs are x"):
+    with pytest.raises(InvalidModel, match=r"has no input 'z'; its inputs are x \[n, 4\]"):
         model_facts(path, {"z": (1, 4)})
     for wrong in ((5, 3), (4,), (1, 4, 1)):
         with pytest.raises(InvalidModel, match="does not fit"):
             model_facts(path, {"x": wrong})
+
+
+@pytest.mark.parametrize(
+    ("shape", "told"),
+    [
+        (("batch", 3, "height", "width"), "[batch, 3, height, width]; .*=1x3x224x224 (batch = 1, height = 224, width"),
+        ((1, None, None, 3), "[1, ?, ?, 3]; .*=1x224x224x3 (dimension 2 = 224, dimension 3 = 224: yours to choose)"),
+        (("N", "C", "H", "W"), "=1x3x224x224 (N = 1, C = 3, H = 224, W = 224: yours"),
+        (("N", 64, "H", "W"), "=1x64x224x224 "),
+        (("N", 3, "T", "H", "W"), "=1x3x16x224x224 "),
+        (("batch", "sequence"), "=1x128 (batch = 1, sequence = 128: yours to choose)"),
+        (("N", 784), "=1x784 (N = 1: yours to choose)"),
+    ],
+)
+def test_an_example_of_a_shape_is_one_that_could_be(shape: tuple[int | str | None, ...], told: str) -> None:
+    pattern = ".*".join(map(re.escape, told.split(".*")))
+    assert re.search(pattern, ask_for_shape("x", shape))
+
+
+def test_symbolic_names_are_told(tmp_path: Path) -> None:
+    free = read_model(write_relu(tmp_path / "free.onnx", ("n", 4)))
+    assert declared_shapes(free) == {"x": ("n", 4)}
+    assert inputs_words(declared_shapes(free)) == "x [n, 4]"

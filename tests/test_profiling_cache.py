@@ -47,7 +47,7 @@ def test_a_key_changes_with_all_that_makes_two_figures_incomparable() -> None:
 
 
 def test_where_files_are_kept_is_not_part_of_a_key() -> None:
-    moved = dataclasses.replace(CONFIG, cache="/elsewhere", memory_limit_mib=100.0)
+    moved = dataclasses.replace(CONFIG, cache="/elsewhere", memory_limit_mib=100.0, session="another")
     assert result_key("g", moved, "f") == result_key("g", CONFIG, "f")
 
 

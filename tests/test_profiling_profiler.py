@@ -98,6 +98,25 @@ def measured(device: Profiler, files: list[Candidate], protocol: Protocol = HAST
         return {record.subject.id: record for record in device.measure(files, protocol)}
 
 
+# -- what is simulated -----------------------------------------------------------------------------------------------
+
+
+def test_a_seed_repeats_in_workers_of_their_own_and_their_sessions_differ(files: list[Candidate]) -> None:
+    unsteady = replace(BOX, options={"seed": 0, "session": 0.1})
+    twice = replace(HASTY, processes=2)
+
+    def figures(device: Device, protocol: Protocol = HASTY) -> list[float]:
+        with Profiler(device, cached=False) as box:  # real processes
+            return [record.latency.value for record in box.measure(files, protocol) if record.latency is not None]
+
+    assert figures(unsteady, twice) == figures(unsteady, twice)
+    assert figures(unsteady, twice) != figures(unsteady)  # the mean of two processes, which are not alike
+    assert figures(replace(unsteady, options={"seed": 1, "session": 0.1})) != figures(unsteady)
+    with Profiler(unsteady, cached=False) as box:
+        sigmas = [box.calibrate(files, HASTY, 3) for _ in range(2)]
+    assert sigmas[0] == sigmas[1] > DEFAULT_SIGMA
+
+
 # -- the cache -------------------------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from hwnas.core.measurement import Context, Measurement, Source, Status
 from hwnas.core.metrics import METRICS, Metric
@@ -50,6 +50,26 @@ def difference(name: str, amount: float) -> str:
     if known(name).unit == "%":
         return f"{quantity(name, amount, unit=False)} points"
     return quantity(name, amount)
+
+
+def shortened(text: str, most: int) -> str:
+    """A long message with at most about so many characters: where it begins, and where it ends, which is where
+    runtimes say what it is about. Cut between words; on one line."""
+    words = text.split()
+    if len(" ".join(words)) <= most:
+        return " ".join(words)
+    begin, end = _together(words, most // 3), _together(words[::-1], most - most // 3)[::-1]
+    return f"{' '.join(begin)} ... {' '.join(end)}"
+
+
+def _together(words: Sequence[str], most: int) -> list[str]:
+    """The first words that have at most so many characters; of one that is longer alone, its beginning."""
+    taken: list[str] = []
+    for word in words:
+        if len(" ".join([*taken, word])) > most:
+            break
+        taken.append(word)
+    return taken or [word[:most] for word in words[:1]]
 
 
 def percent(share: float) -> str:

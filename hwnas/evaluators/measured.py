@@ -23,7 +23,7 @@ from hwnas.core.protocols import Store
 from hwnas.errors import RunCorrupt
 
 Floats = NDArray[np.float64]
-OnProgress = Callable[[int, int, str], None]
+OnProgress = Callable[[float, int, str], None]
 Note = Callable[[Mapping[str, Any]], None]
 LATENCY = "latency_ms"
 
@@ -88,7 +88,7 @@ class Meter(Protocol):
         """
 
     def watch(self, on_progress: OnProgress) -> None:
-        """From now on, say what is being measured: (networks done, of how many, what goes on)."""
+        """From now on, say what is being measured: (networks' worth of work done, of how many, what goes on)."""
 
     def samples(self) -> dict[str, Floats]:
         """Raw samples of everything measured, by protocol and network."""

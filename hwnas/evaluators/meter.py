@@ -19,8 +19,9 @@ from hwnas.errors import ExportFailed, HwnasError
 from hwnas.evaluators.measured import FileTiming
 from hwnas.onnx_facts import model_facts
 from hwnas.profiling.backend import clock_of
-from hwnas.profiling.bench import Candidate, OnProgress
+from hwnas.profiling.bench import Candidate
 from hwnas.profiling.energy import why_no_meter
+from hwnas.profiling.headway import OnProgress
 from hwnas.profiling.profiler import Profiler
 from hwnas.profiling.protocol import Protocol, protocol
 from hwnas.profiling.record import Record, tells_cpu_time

@@ -56,7 +56,8 @@ class SessionConfig:
         cache_mib: How large that folder may be; what was not used for longest is removed.
         build: Number of the engine, where engines are built: another number is another build of the same network.
         memory_limit_mib: Address space that the worker may use; None for no limit.
-        shapes: Input name to static shape, for models with dynamic ones.
+        shapes: Input name to static shape, for models with dynamic ones; of one network, never of a whole session.
+        session: Names the worker process, for what is simulated from a seed; "" where nobody counts.
     """
 
     runtime: str
@@ -70,6 +71,7 @@ class SessionConfig:
     build: int = 0
     memory_limit_mib: float | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    session: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -18,6 +18,7 @@ from hwnas.core.measurement import Status
 from hwnas.profiling import statistics
 from hwnas.profiling.backend import DeviceInfo, Failure, MemoryInfo, SessionConfig, builds_engines
 from hwnas.profiling.energy import Energy
+from hwnas.profiling.headway import Headway, OnProgress
 from hwnas.profiling.history import History
 from hwnas.profiling.host import fingerprint
 from hwnas.profiling.protocol import Protocol
@@ -28,7 +29,6 @@ from hwnas.profiling.wire import Message, Transport, WorkerDied, WorkerTimeout
 from hwnas.seeding import stream
 
 Floats = NDArray[np.float64]
-OnProgress = Callable[[int, int, str], None]
 OnBatch = Callable[[Mapping[str, Any]], None]
 
 DEFAULT_SIGMA = statistics.LEAST_SIGMA  # between sessions, relative, on a device that was never calibrated
@@ -50,12 +50,18 @@ class Candidate:
         path: Its ONNX file.
         graph_hash: Of its structure; "" where unknown.
         facts: Counted from the file, kept in its record.
+        shapes: Static shapes of its dynamic inputs, by name; empty where it has none.
     """
 
     id: str
     path: Path
     graph_hash: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def configured(self, config: SessionConfig) -> SessionConfig:
+        """How this network is run where others are run as `config` says: in shapes of its own."""
+        return replace(config, shapes=dict(self.shapes))
 
 
 @dataclass
@@ -111,7 +117,7 @@ class Bench:
         seed: Of random orders and resamples.
         memory, energy: Whether to ask for them as well.
         clock: Monotonic seconds.
-        on_progress: Told (networks done, of how many, what is going on).
+        on_progress: Told how far it is (`hwnas.profiling.headway`).
         history: Of a session that is continued: batches go on counting there, on its level.
         earlier: Finds a network of `history` that this session has not measured, to measure it again; None where it
             cannot be had any more.
@@ -153,7 +159,12 @@ class Bench:
         self._seed = seed
         self._memory, self._energy = memory, energy
         self._clock = clock
-        self._on_progress = on_progress or (lambda done, total, text: None)
+        self._headway = Headway(
+            on_progress or (lambda done, total, text: None),
+            processes=protocol.processes,
+            engines=builds_engines(config),
+            energy=energy,
+        )
         self.history = History() if history is None else history
         self._earlier, self._on_batch = earlier, on_batch
         self._measured: dict[str, Candidate] = {}
@@ -161,12 +172,12 @@ class Bench:
         self._loaded: dict[str, _Loaded] = {}
         self._starts = 0  # of workers
         self._anchor: int | None = None  # the worker, by that count, in which this session's level was found
+        self._name = ""  # of the worker, for what is simulated
         self._build = 0  # number of the process among those of a batch, and of the engines that it builds
         self.samples: dict[str, Floats] = {}
         self.draws: dict[str, Floats] = {}
         self.squeezed = ""
         self._room = Room()
-        self._done = self._total = 0
         self._start()
         told = self._call({"op": "probe", "runtime": config.runtime}, _LOAD_S)
         self.info = DeviceInfo.from_json(told["info"])
@@ -183,16 +194,15 @@ class Bench:
         names = [candidate.id for candidate in candidates]
         if len({*names, *self._references}) != len(names) + len(self._references):
             raise ValueError(f"ids are wanted once each, and none of {sorted(self._references)}; got {sorted(names)}")
-        self._done, self._total = 0, len(candidates)
+        self._headway.begin(len(candidates))
         begin = 0
         while begin < len(candidates):
             batch = self._fitting(candidates[begin : begin + self._protocol.batch])
             begin += len(batch)
             records = self._batch(batch)
+            self._headway.finish()
             for candidate in batch:
                 yield records[candidate.id]
-            self._done += len(batch)
-            self._tell("")
 
     @property
     def levels(self) -> dict[str, float]:
@@ -206,6 +216,7 @@ class Bench:
             WorkerDied, WorkerTimeout, Failure: The references themselves cannot be run.
         """
         if not self.history.level:
+            self._headway.begin(0)
             for name, path in self._references.items():
                 self._load_one(name, path)
                 self._warm(name)
@@ -275,12 +286,14 @@ class Bench:
         while again and self._taken([*batch, *again]) > self._room.bytes:
             again.pop()
         history.batches += 1
+        self._headway.batch([candidate.id for candidate in batch])
         faults = _Faults()
         members = {candidate.id: candidate for candidate in (*batch, *again)}
         started = datetime.now(UTC).isoformat(timespec="seconds")
         sessions = self._sessions(members, faults, rng)
         level = self._level_of(sessions)
         if sessions and abs(level.offset) > REPEAT:
+            self._headway.again("as the machine has changed its pace")
             sessions = self._sessions(members, faults, rng)
             level = self._level_of(sessions)
         if sessions:
@@ -288,7 +301,9 @@ class Bench:
         for candidate in again:
             self._note_retest(candidate, sessions, level)
         records = {}
-        for candidate in batch:
+        for number, candidate in enumerate(batch, start=1):
+            if self._memory or self._energy:
+                self._headway.record("energy" if self._energy else "memory", number)
             if candidate.id in faults.failed or not sessions:
                 records[candidate.id] = self._failed(candidate, faults)
             else:
@@ -304,13 +319,11 @@ class Bench:
         self.samples[name] = np.concatenate([s.loaded[name].samples for s in sessions])
         self.draws[name] = np.asarray(np.mean([s.wall.draws[:, s.at(name)] for s in sessions], axis=0) - level)
 
-    def _tell(self, text: str) -> None:
-        self._on_progress(self._done, self._total, text)
-
     def _sessions(self, members: Mapping[str, Candidate], faults: _Faults, rng: np.random.Generator) -> list[_Session]:
         found = []
         for number in range(self._protocol.processes):
             self._build = number
+            self._headway.process(number)
             if number:
                 self._start()
             session = self._session(members, faults, rng)
@@ -356,7 +369,7 @@ class Bench:
             return
         try:
             self._start()
-            self._load_one(name, members[name].path)
+            self._load_one(name, members[name])
             self._warm(name)
         except (WorkerDied, WorkerTimeout) as repeated:
             self._alive = False
@@ -373,12 +386,13 @@ class Bench:
         for number, name in enumerate(names, start=1):
             try:
                 if name not in self._loaded:
-                    self._tell(f"loading network {number} of {len(names)}")
-                    self._load_one(name, members[name].path)
+                    self._headway.loading(name, number, len(names))
+                    self._load_one(name, members[name])
                 left = True
             except Failure as failure:
                 faults.failed[name] = (failure.status, failure.message)
-        for name in list(self._loaded):
+        for number, name in enumerate(list(self._loaded), start=1):
+            self._headway.warming(number, len(self._loaded))
             self._warm(name)
         return left
 
@@ -398,8 +412,7 @@ class Bench:
         for r in range(protocol.most_rounds):
             order = [str(name) for name in rng.permutation([*self._references, *active])]
             orders.update("\n".join(order).encode())
-            names = f"{len(active)} networks" if active else "reference networks"
-            self._tell(f"round {r + 1} of at most {protocol.most_rounds}, {names}")
+            self._headway.round(r + 1, protocol.most_rounds, active)
             self._round(r, order, plans, ids, visits, cpu)
             if r + 1 >= protocol.rounds and (r + 1 - protocol.rounds) % protocol.step == 0 and r + 1 < visits.shape[1]:
                 halves = self._estimate(visits[:, : r + 1], rng).half
@@ -465,6 +478,8 @@ class Bench:
 
     def _start(self) -> None:
         self._loaded = {}
+        # another one in every session of a run: those that go on have batches behind them
+        self._name = f"{self._protocol.name}-{self._seed}-{self.history.batches}-{self._starts + 1}"
         self._transport.start()
         self._starts += 1
         self._alive = True
@@ -472,9 +487,12 @@ class Bench:
     def _call(self, request: Message, timeout: float) -> dict[str, Any]:
         return self._transport.call(request, timeout=timeout)
 
-    def _load_one(self, name: str, path: Path) -> None:
-        # the references link sessions: their engines stay the same
-        config = self._config if name in self._references else replace(self._config, build=self._build)
+    def _load_one(self, name: str, network: Candidate | Path) -> None:
+        """Load a candidate, or the file of a reference."""
+        config = replace(self._config, session=self._name)
+        if isinstance(network, Candidate):  # the references link sessions: their engines and shapes stay the same
+            config = network.configured(replace(config, build=self._build))
+        path = network.path if isinstance(network, Candidate) else network
         request = {"op": "load", "id": name, "path": self._transport.put(str(path)), "config": config.to_json()}
         self._loaded[name] = _Loaded(self._call(request, _SLOWEST_LOAD_S.get(self._config.runtime, _LOAD_S)))
 
@@ -544,7 +562,7 @@ class Bench:
         seen = float(np.std(values, ddof=1)) if count > 1 else 0.0
         return statistics.with_session(within, math.hypot(max(self.sigma, seen) / math.sqrt(count), level.doubt))
 
-    def _setup(self, providers: Sequence[str] = ()) -> Setup:
+    def _setup(self, candidate: Candidate, providers: Sequence[str] = ()) -> Setup:
         info = self.info
         return Setup(
             self._config.runtime,
@@ -552,14 +570,14 @@ class Bench:
             fingerprint(info.facts),
             dict(info.versions),
             tuple(providers),
-            self._config.to_json(),
+            candidate.configured(self._config).to_json(),
             self._protocol.to_json(),
         )
 
     def _failed(self, candidate: Candidate, faults: _Faults) -> Record:
         status, message = faults.failed.get(candidate.id, (Status.CRASHED, "the worker could not be kept alive"))
         subject = Subject(candidate.id, candidate.graph_hash, candidate.facts)
-        return Record(subject, self._setup(), status, message, retries=faults.retries.get(candidate.id, 0))
+        return Record(subject, self._setup(candidate), status, message, retries=faults.retries.get(candidate.id, 0))
 
     def _record(
         self, candidate: Candidate, sessions: Sequence[_Session], at: _Level, faults: _Faults, started: str
@@ -618,7 +636,7 @@ class Bench:
         self.history.figures[name] = (value - level, half)
         return Record(
             Subject(name, candidate.graph_hash, candidate.facts),
-            self._setup(loaded.reply["providers"]),
+            self._setup(candidate, loaded.reply["providers"]),
             status,
             message,
             latency,
@@ -659,7 +677,7 @@ class Bench:
             if not self._alive:
                 self._start()
             if name not in self._loaded:
-                self._load_one(name, candidate.path)
+                self._load_one(name, candidate)
                 self._warm(name)
             return self._call({**request, "id": name}, timeout), ""
         except Failure as failure:

@@ -31,8 +31,9 @@ ON CONFLICT (key) DO UPDATE SET rank = excluded.rank, record = excluded.record, 
 WHERE excluded.rank >= results.rank
 """
 _BUSY_S = 30.0
-# where files are kept or how much a worker may use changes no figure; which engine runs is in the figure's interval
-NOT_IDENTITY = ("cache", "cache_mib", "build", "memory_limit_mib")
+# where files are kept or how much a worker may use changes no figure; which engine runs, and in which process, is in
+# the figure's interval
+NOT_IDENTITY = ("cache", "cache_mib", "build", "memory_limit_mib", "session")
 
 
 def result_key(graph_hash: str, config: SessionConfig, fingerprint: str) -> str:
@@ -41,7 +42,7 @@ def result_key(graph_hash: str, config: SessionConfig, fingerprint: str) -> str:
     Args:
         graph_hash: Of the network's structure and input shapes; weights are not part of it, so isomorphic cells
             share one entry.
-        config: How it is run.
+        config: How it is run, in which shapes.
         fingerprint: Of the device with its drivers and runtime versions.
 
     Returns:

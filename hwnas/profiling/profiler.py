@@ -24,8 +24,9 @@ from hwnas.devices import lacks
 from hwnas.errors import DataError, DeviceUnavailable, RunIncompatible
 from hwnas.profiling import statistics
 from hwnas.profiling.backend import CPU_RUNTIMES, DeviceInfo, Failure, SessionConfig, clock_of
-from hwnas.profiling.bench import DEFAULT_SIGMA, Bench, Candidate, OnProgress
+from hwnas.profiling.bench import DEFAULT_SIGMA, Bench, Candidate
 from hwnas.profiling.cache import NOT_IDENTITY, ResultCache, result_key
+from hwnas.profiling.headway import OnProgress
 from hwnas.profiling.history import History
 from hwnas.profiling.host import fingerprint
 from hwnas.profiling.machine import MachineLock
@@ -44,12 +45,11 @@ class Profiler:
 
     Args:
         device: The hardware target; measurable.
-        shapes: Static shapes of inputs that are dynamic in a model, by name.
         cached: Whether to answer from, and add to, the user's cache of measurements.
         memory, energy: Whether records shall have them.
         seed: Of random orders.
         wait_s: How long to wait for somebody else who measures on it.
-        on_progress: Told (networks done, of how many, what is going on).
+        on_progress: Told how far it is (`hwnas.profiling.headway`); figures from the cache are done.
         transport: Makes a worker; default: by the device's host.
 
     Attributes:
@@ -66,7 +66,6 @@ class Profiler:
         self,
         device: Device,
         *,
-        shapes: Mapping[str, Sequence[int]] | None = None,
         cached: bool = True,
         memory: bool = False,
         energy: bool = False,
@@ -79,6 +78,7 @@ class Profiler:
         self.runtime = choose_runtime(device)
         self._seed, self._memory, self._energy = seed, memory, energy
         self._on_progress = on_progress
+        self._answered = 0  # networks of those that are asked for now that the cache answers
         self._transport = transport or (lambda: _transport(device))
         self._folder = tempfile.TemporaryDirectory(prefix="hwnas-")
         self._references = write_references(Path(self._folder.name))
@@ -88,7 +88,7 @@ class Profiler:
         self._earlier: Callable[[str], Candidate | None] = lambda name: None
         self._cache: ResultCache | None = None
         self._lock: MachineLock | None = None
-        self.config = session_config(device, self.runtime, shapes)
+        self.config = session_config(device, self.runtime)
         try:
             self.sigma: float | None = None
             self.info = self._probe()
@@ -160,8 +160,14 @@ class Profiler:
         Raises:
             DeviceUnavailable: Not even the reference networks can be run.
         """
-        keys = {c.id: result_key(c.graph_hash, self.config, self.fingerprint) for c in candidates if c.graph_hash}
+        keys = {
+            c.id: result_key(c.graph_hash, c.configured(self.config), self.fingerprint)
+            for c in candidates
+            if c.graph_hash
+        }
+        self._answered = 0
         known = self._known(candidates, keys, protocol)
+        self._answered = len(known)
         fresh = iter(self._fresh([c for c in candidates if c.id not in known], keys, protocol))
         for candidate in candidates:
             yield known[candidate.id] if candidate.id in known else next(fresh)
@@ -279,15 +285,16 @@ class Profiler:
     ) -> None:
         self.close()
 
-    def _tell(self, done: int, total: int, text: str) -> None:
+    def _tell(self, done: float, total: int, text: str) -> None:
         if self._on_progress is not None:
-            self._on_progress(done, total, text)
+            self._on_progress(self._answered + done, self._answered + total, text)
 
     def _session(self, protocol: Protocol, number: int, sessions: int) -> Bench:
         """One of several workers that all measure the same."""
 
-        def tell(done: int, total: int, text: str) -> None:
-            self._tell(number, sessions, f"session {number + 1} of {sessions}: {text}" if text else "")
+        def tell(done: float, total: int, text: str) -> None:
+            behind = number + (done / total if total else 0.0)
+            self._tell(behind, sessions, f"session {number + 1} of {sessions}, {text}" if text else "")
 
         try:
             return Bench(
@@ -400,8 +407,8 @@ def choose_runtime(device: Device) -> str:
     return there[0]
 
 
-def session_config(device: Device, runtime: str, shapes: Mapping[str, Sequence[int]] | None = None) -> SessionConfig:
-    """How networks are run on a device."""
+def session_config(device: Device, runtime: str) -> SessionConfig:
+    """How networks are run on a device; those with dynamic inputs also have shapes (`Candidate.configured`)."""
     return SessionConfig(
         runtime,
         threads=device.threads,
@@ -409,7 +416,6 @@ def session_config(device: Device, runtime: str, shapes: Mapping[str, Sequence[i
         options=dict(device.options),
         cache=str(resources.user_cache() / "engines"),
         memory_limit_mib=_memory_limit(device, runtime),
-        shapes={name: tuple(shape) for name, shape in (shapes or {}).items()},
     )
 
 

@@ -54,7 +54,7 @@ class Setup:
         runtime, device, fingerprint: As the worker found them.
         versions: Of the runtime and its drivers.
         providers: What really ran it.
-        config: `SessionConfig`, whole.
+        config: `SessionConfig`, whole; its shapes are this network's.
         protocol: `Protocol`, whole.
     """
 
@@ -211,9 +211,11 @@ class Record:
         return float((memory.activation_peak + weights) / 2**20)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values, for files that leave this machine: without the path of its folder for engines."""
+        """As plain values, for files that leave this machine: without the path of its folder for engines, and without
+        the name of a worker, which may be one of several."""
         told = {**dataclasses.asdict(self), "status": str(self.status)}
-        told["setup"]["config"] = {name: value for name, value in self.setup.config.items() if name != "cache"}
+        own = ("cache", "session")
+        told["setup"]["config"] = {name: value for name, value in self.setup.config.items() if name not in own}
         return told
 
     @classmethod

@@ -15,7 +15,7 @@ import numpy as np
 from hwnas import atomic
 from hwnas.comparison import Pair, Timing, Timings
 from hwnas.core.measurement import Status
-from hwnas.core.wording import quantity
+from hwnas.core.wording import quantity, shortened
 from hwnas.report.axes import BLUE, GREY, RED
 from hwnas.report.figures import log_axis, new_figure, render
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 PICTURE, PAGE = "timings", "report.html"
 _FEW = 6  # models whose pairs are all told; of more, each is compared with the next slower one
-_TAIL = 300  # characters of a failure's message
+_LONGEST = 500  # characters of a failure's message
 _ADVICE = {
     Status.UNSUPPORTED_OP: " (export it with an older opset, update the runtime, or choose another device)",
     Status.OUT_OF_MEMORY: " (it needs more memory than there is)",
@@ -114,20 +114,25 @@ def findings(timings: Timings) -> list[str]:
 
 
 def failures(timings: Timings) -> list[str]:
-    """Why models have no figure, or a doubtful one; of long messages the end, where runtimes say what it is about."""
+    """Why models have no figure, or a doubtful one."""
     told = []
     for timing in timings.timings:
-        message = " ".join(timing.record.message.split())
+        message = shortened(timing.record.message, _LONGEST)
         if message:
             advice = _ADVICE.get(timing.record.status, "")
-            end = message if len(message) <= _TAIL else f"... {message[-_TAIL:]}"
-            told.append(f"{timing.model} on {timing.device}: {timing.record.status}{advice}: {end}")
+            told.append(f"{timing.model} on {timing.device}: {timing.record.status}{advice}: {message}")
     return told
 
 
 def notes(timings: Timings) -> list[str]:
-    """Device, runtime and noise floor of each device; why there is no energy."""
+    """Device, runtime and noise floor of each device; shapes that dynamic models were run in; why there is no
+    energy."""
     told = [device_note(name, facts) for name, facts in timings.devices.items()]
+    told += [
+        f"{timing.model} was run with {name} = {'x'.join(map(str, shape))}"
+        for timing in {timing.model: timing for timing in timings.timings}.values()
+        for name, shape in timing.record.setup.config.get("shapes", {}).items()
+    ]
     told += [_CLOCKS] if _by_device(timings) else []
     told += [_engines(timings, timing) for timing in ordered(timings) if _spread_of_engines(timing) is not None]
     energies = [timing.record.energy for timing in timings.timings if timing.record.energy is not None]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.core.measurement import Status
+from hwnas.core.shapes import ask_for_shape, shape_words
 from hwnas.profiling.backend import Failure
 
 # randn and not zeros: some CPUs are slower on denormals, some runtimes faster on zeros
@@ -42,15 +43,11 @@ def _static(name: str, declared: Sequence[int | str | None], given: Sequence[int
     told = [size if isinstance(size, int) and size > 0 else None for size in declared]
     if given is None:
         if None in told:
-            raise Failure(
-                Status.INVALID_MODEL,
-                f"input {name!r} has the dynamic shape {list(declared)}; say what to run with "
-                f"--shape {name}={'x'.join(str(size or 1) for size in told)}",
-            )
+            raise Failure(Status.INVALID_MODEL, ask_for_shape(name, declared))
         return tuple(size for size in told if size is not None)
     fits = len(given) == len(told) and all(b in (None, a) for a, b in zip(given, told, strict=True))
     if not fits or any(size < 1 for size in given):
         raise Failure(
-            Status.INVALID_MODEL, f"input {name!r} has the shape {list(declared)}; {list(given)} does not fit it"
+            Status.INVALID_MODEL, f"input {name!r} has the shape {shape_words(declared)}; {list(given)} does not fit it"
         )
     return tuple(given)

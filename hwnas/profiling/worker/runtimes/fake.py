@@ -24,7 +24,8 @@ Options (`SessionConfig.options`; PATTERN is a shell pattern for the file's name
     engine                standard deviation between builds of a network's engine (`SessionConfig.build`), relative
     level, session        standard deviation between sessions, relative: of all networks alike, of each for itself
     free_mib              memory that is said to be free, MiB; without it none is told
-    seed                  of all that; without it every process draws anew
+    seed                  of all that, with the worker's name (`SessionConfig.session`): sessions differ from each
+                          other, in the same way every time; without it every process draws anew
 """
 
 from __future__ import annotations
@@ -125,7 +126,8 @@ class Fake:
     """One session with the simulated device.
 
     Args:
-        session: Names the session: with a seed, the same name gives the same figures. "": a name of this process.
+        session: Names the session: with a seed, the same name gives the same figures. "": as the configuration of the
+            first network says.
         clock: Is advanced by what is simulated.
         end: Does what "crash", "killed" and "hang" want.
     """
@@ -133,7 +135,7 @@ class Fake:
     def __init__(
         self, session: str = "", *, clock: SimulatedClock | None = None, end: Callable[[str], NoReturn] = end_process
     ) -> None:
-        self._session = session or os.urandom(8).hex()
+        self._session = session
         self.clock = clock or SimulatedClock()
         self.end = end
         self._machine: tuple[Settings, Machine] | None = None
@@ -149,6 +151,7 @@ class Fake:
     def load(self, model: Path, config: SessionConfig) -> FakeModel:
         settings = Settings.read(config.options)
         if self._machine is None or self._machine[0] != settings:
+            self._session = self._session or config.session
             self._machine = settings, Machine(settings, self._session, self.clock)
         return FakeModel(Path(model), config, self._machine[1], self.end)
 
@@ -292,8 +295,7 @@ def _truth(path: Path, config: SessionConfig, settings: Settings, facts: ModelFa
 
 def _facts(path: Path, config: SessionConfig) -> ModelFacts:
     try:
-        inputs = onnx_facts.input_shapes(onnx_facts.read_model(path))
-        return onnx_facts.model_facts(path, {n: shape for n, shape in config.shapes.items() if n in inputs})
+        return onnx_facts.model_facts(path, config.shapes)
     except InvalidModel as error:
         raise Failure(Status.INVALID_MODEL, str(error)) from error
 

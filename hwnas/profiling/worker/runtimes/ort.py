@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hwnas import optional
 from hwnas.core.measurement import Status
 from hwnas.profiling import host
 from hwnas.profiling.backend import DeviceInfo, Failure, MemoryInfo, Sample, SessionConfig
@@ -70,6 +71,8 @@ class OnnxRuntime:
         if self.provider not in found:
             wheel = _WHEELS.get(self.provider)
             advice = f": pip install '{wheel}'" if wheel else ""
+            if self.provider in (CUDA, TENSORRT):
+                advice += f" && {optional.ONE_ONNXRUNTIME}"
             return host.unavailable(
                 f"the installed onnxruntime has no {self.provider} (it has {', '.join(found)}){advice}", versions
             )
@@ -251,8 +254,12 @@ def _defaults(provider: str, config: SessionConfig, model: Path) -> dict[str, st
 
 
 def _engine_prefix(model: Path, config: SessionConfig) -> str:
+    """An engine for two shapes of a dynamic model would be slower for both than one for either."""
     build = f"build{config.build}-" if config.build else ""
-    return f"hwnas-{build}{hashlib.sha256(model.read_bytes()).hexdigest()[:16]}"
+    digest = hashlib.sha256(model.read_bytes())
+    if config.shapes:
+        digest.update(json.dumps(config.shapes, sort_keys=True).encode())
+    return f"hwnas-{build}{digest.hexdigest()[:16]}"
 
 
 def _check_precision(config: SessionConfig, provider: str, types: Sequence[str]) -> None:
