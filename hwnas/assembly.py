@@ -237,7 +237,12 @@ def _evaluators(config: SearchConfig, space: SearchSpace) -> list[Evaluator]:
 
 
 def _saved(config: SearchConfig, space: SearchSpace, targets: Iterable[Device]) -> Iterator[Evaluator]:
-    """An evaluator for each device that is a saved profile of this space and data set."""
+    """An evaluator for each device that is a saved profile of this space and data set.
+
+    Raises:
+        TablesNotFound: One holds so few networks that nearly every query would be paid for nothing.
+    """
+    wished = _wished(config)
     for device in targets:
         if device.host == "profile":
             from hwnas.evaluators.saved import SavedEvaluator
@@ -245,12 +250,16 @@ def _saved(config: SearchConfig, space: SearchSpace, targets: Iterable[Device]) 
 
             profile = read_profile(device.name, space)
             if profile is not None and profile.dataset == config.dataset:
-                yield SavedEvaluator(profile, space)
+                evaluator = SavedEvaluator(profile, space)
+                few = (evaluator.too_few(m) for m in wished if evaluator.context(m, device.name) is not None)
+                if reason := next(filter(None, few), ""):
+                    raise TablesNotFound(reason)
+                yield evaluator
 
 
 def _measured(config: SearchConfig, space: SearchSpace, targets: Iterable[Device]) -> Iterator[MeasuredEvaluator]:
     """An evaluator for each device that has to be measured on."""
-    words = {candidates(word.partition("@")[0])[0] for word in (*config.objectives, *config.budgets)}
+    words = _wished(config)
     for device in targets:
         if not device.measurable or not any(METRICS[name].per_device for name in words):
             continue
@@ -267,6 +276,11 @@ def _measured(config: SearchConfig, space: SearchSpace, targets: Iterable[Device
             predictor=LatencyPredictor(space, config.dataset, device.name) if config.predict else None,
             budget=config.limit("latency_ms", device.name),
         )
+
+
+def _wished(config: SearchConfig) -> set[str]:
+    """Metrics of objectives and budgets."""
+    return {candidates(word.partition("@")[0])[0] for word in (*config.objectives, *config.budgets)}
 
 
 def _check_attacks(config: SearchConfig, answering: _Answers, evaluators: Sequence[Evaluator]) -> None:

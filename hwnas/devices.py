@@ -183,7 +183,7 @@ def lacks(runtime: str) -> str:
             extra = _EXTRAS.get(module)
             return f"package {module!r} is not installed" + (f": pip install 'hwnas[{extra}]'" if extra else "")
     if runtime.startswith("ort-") and driver and optional.version(_ORT_GPU) is None:
-        return f"package {_ORT_GPU!r} is not installed: pip install 'hwnas[gpu]'"
+        return f"package {_ORT_GPU!r} is not installed: pip install 'hwnas[gpu]' && {optional.ONE_ONNXRUNTIME}"
     if runtime == "torch-cuda" and (optional.version("torch") or "").endswith("+cpu"):
         return "the installed torch is built for CPUs only"
     return "no NVIDIA driver found" if driver and not _nvidia_driver() else ""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hwnas
-from hwnas import optional, resources
+from hwnas import optional, registry, resources
 from hwnas.devices import device_names, lacks, load_device, user_folder
 from hwnas.errors import HwnasError
 from hwnas.locking import Held, lock_file, shared_folder
@@ -23,12 +23,15 @@ from hwnas.profiling.bench import BUSY, DEFAULT_SIGMA
 from hwnas.profiling.energy import find_meter
 from hwnas.profiling.machine import own_folder
 from hwnas.profiling.probing import Probed, probe_devices
+from hwnas.profiling.saved import profile_folder, read_profile
 from hwnas.surrogates import Profile, find_profiles
 from hwnas.tables import catalogue
 from hwnas.tables.folder import remedy, target_folder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from hwnas.core.device import Device
 
 OK, NOTE, MISSING, BROKEN = "ok", "note", "missing", "broken"
 _EXTRA = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
@@ -132,6 +135,9 @@ def _packages() -> Iterator[Finding]:
         version = _version(name)
         state, fix = (OK, "") if version else (BROKEN, f"pip install {name}")
         yield Finding("packages", name, state, version or "not installed", fix)
+    if all(optional.version(name) for name in ("onnxruntime", "onnxruntime-gpu")):
+        told = "both onnxruntime and onnxruntime-gpu are installed: they overwrite each other's files"
+        yield Finding("packages", "onnxruntime-gpu", NOTE, told, optional.ONE_ONNXRUNTIME)
 
 
 def _extras() -> Iterator[Finding]:
@@ -141,6 +147,8 @@ def _extras() -> Iterator[Finding]:
         absent = [name for name in names if _version(name) is None]
         told = ", ".join(f"{name} {_version(name) or 'not installed'}" for name in names)
         fix = f"pip install 'hwnas[{extra}]'" if absent else ""
+        if absent and "onnxruntime-gpu" in names:
+            fix += f" && {optional.ONE_ONNXRUNTIME}"
         yield Finding("extras", extra, MISSING if absent else OK, told, fix)
 
 
@@ -183,7 +191,7 @@ def _devices(name: str | None) -> Iterator[Finding]:
         if device.host.startswith("ssh:") and name is None:
             yield Finding("devices", device.name, NOTE, f"is at {device.host}", f"hwnas doctor --device {device.name}")
         elif device.host == "profile":
-            yield Finding("devices", device.name, OK, device.origin)
+            yield _profile(device)
 
 
 def _device(name: str, found: Probed) -> Finding:
@@ -195,6 +203,28 @@ def _device(name: str, found: Probed) -> Finding:
         told = f"{what}; noise floor {DEFAULT_SIGMA:.1%} assumed"
         return Finding("devices", name, NOTE, told, f"hwnas calibrate --device {name}")
     return Finding("devices", name, OK, f"{what}; noise floor {found.sigma:.2%}")
+
+
+def _profile(device: Device) -> Finding:
+    """A saved profile: what it holds, where it lies, and whether a search can use it."""
+    from hwnas.evaluators.saved import SavedEvaluator  # its predictors load scipy
+
+    folder = profile_folder(device.name)
+    told, reasons = [], []
+    for path in sorted(folder.glob("*.toml")):
+        if path.stem not in registry.spaces():
+            continue
+        space = registry.space(path.stem)
+        try:
+            profile = read_profile(device.name, space)
+        except HwnasError as error:
+            return Finding("devices", device.name, NOTE, str(error), f"or remove {folder}")
+        if profile is not None:
+            told.append(f"{len({row.architecture for row in profile.rows})} networks of {space.name}")
+            reasons.append(SavedEvaluator(profile, space).too_few("latency_ms"))
+    what = f"{device.origin}; {', '.join(told) or 'no networks'}, in {folder}"
+    short = next(filter(None, reasons), "")
+    return Finding("devices", device.name, NOTE if short else OK, what, short)
 
 
 def _data(tables: Path | None) -> Iterator[Finding]:

@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from hwnas import registry
 from hwnas.core.metrics import METRICS
+from hwnas.core.protocols import SearchSpace
 from hwnas.devices import availability, list_devices
+from hwnas.errors import DataError
+from hwnas.evaluators.saved import SavedEvaluator
 from hwnas.evaluators.surrogate import SurrogateEvaluator
 from hwnas.evaluators.table import TableEvaluator
 from hwnas.profiling.energy import why_no_meter
 from hwnas.profiling.probing import probe_devices
+from hwnas.profiling.saved import profile_folder, read_profile
 from hwnas.spaces.nb201 import official_strings
 from hwnas.tables import catalogue
 from hwnas.tables import fetch as published
@@ -60,6 +64,8 @@ def devices(tables_path: Path | None = None) -> list[dict[str, Any]]:
         seen = probed.get(device.name)
         if seen is not None and seen.reason:
             available, reason = False, seen.reason
+        if device.host == "profile":
+            available, reason = _saved(device.name, space, reason)
         if not sources and available:
             told = [
                 m
@@ -85,6 +91,18 @@ def devices(tables_path: Path | None = None) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _saved(name: str, space: SearchSpace, reason: str) -> tuple[bool, str]:
+    """Whether a search can use a saved profile, and why (not)."""
+    try:
+        profile = read_profile(name, space)
+    except DataError as error:
+        return False, str(error)
+    if profile is None:  # of another space
+        return True, reason
+    few = SavedEvaluator(profile, space).too_few("latency_ms")
+    return not few, few or f"{reason}; {profile_folder(name)}"
 
 
 def devices_table(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -8,6 +8,10 @@ from types import ModuleType
 
 from hwnas.errors import MissingExtra
 
+# both packages bring the module onnxruntime, in the same files: side by side one breaks the other, and removing one
+# takes files of the other away
+ONE_ONNXRUNTIME = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+
 
 def load(module: str, *, extra: str, purpose: str) -> ModuleType:
     """Import `module`, or say which extra of hwnas brings it.

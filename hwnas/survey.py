@@ -14,11 +14,11 @@ from hwnas.core.measurement import Measurement
 from hwnas.core.protocols import SearchSpace
 from hwnas.errors import UnknownName
 from hwnas.evaluators.meter import SpaceMeter
-from hwnas.profiling.bench import OnProgress
+from hwnas.profiling.headway import OnProgress
 from hwnas.profiling.profiler import Profiler
 from hwnas.profiling.protocol import Protocol
 from hwnas.profiling.record import Record
-from hwnas.profiling.saved import save_profile
+from hwnas.profiling.saved import read_profile, save_profile
 from hwnas.profiling.statistics import Retests
 from hwnas.seeding import stream
 from hwnas.spaces.codes import sample_unseen
@@ -177,6 +177,15 @@ def measure(meter: SpaceMeter, survey: Survey, *, energy: bool = False) -> None:
         bench = meter.profiler.benches.get(survey.protocol.name)
         survey.retests = None if bench is None else bench.retests
         survey.samples = meter.samples()
+
+
+def next_step(name: str, space: SearchSpace) -> str:
+    """What a profile that was just saved is good for: the search that uses it, or why none should."""
+    from hwnas.evaluators.saved import SavedEvaluator  # its predictors load scipy
+
+    profile = read_profile(name, space)
+    few = "" if profile is None else SavedEvaluator(profile, space).too_few("latency_ms")
+    return few or f"use it: hwnas search --device {name}"
 
 
 def calibrate(meter: SpaceMeter, protocol: Protocol, *, networks: int = 8, sessions: int = 5, seed: int = 0) -> float:

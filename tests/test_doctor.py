@@ -10,7 +10,7 @@ import pytest
 from commands import cli
 
 from hwnas import doctor, listing, optional
-from hwnas.devices import load_device
+from hwnas.devices import lacks, load_device
 from hwnas.locking import lock_file
 from hwnas.profiling import host, probing
 from hwnas.profiling.profiler import Profiler, calibration_file, write_calibration
@@ -68,6 +68,18 @@ def test_a_package_that_another_one_brings_is_not_missing(monkeypatch: pytest.Mo
     monkeypatch.setattr(optional, "version", versions.get)
     assert doctor._version("onnxruntime") == "1.31"
     assert doctor._version("onnx") is None
+
+
+def test_two_packages_of_one_module_are_told_of_and_the_gpu_line_leaves_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"onnxruntime": "1.32", "onnxruntime-gpu": "1.31"}
+    monkeypatch.setattr(optional, "version", there.get)
+    both = next(f for f in doctor._packages() if f.name == "onnxruntime-gpu")
+    assert (both.state, both.fix) == (doctor.NOTE, optional.ONE_ONNXRUNTIME)
+    del there["onnxruntime-gpu"]
+    assert not [f for f in doctor._packages() if f.name == "onnxruntime-gpu"]
+    line = f"pip install 'hwnas[gpu]' && {optional.ONE_ONNXRUNTIME}"
+    assert found(list(doctor._extras()), "extras", "gpu").fix == line
+    assert lacks("ort-cuda").endswith(line)
 
 
 def test_requirements_are_sorted_by_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -566,7 +566,7 @@ def test_a_gpu_without_a_counter_is_a_reason(monkeypatch: pytest.MonkeyPatch) ->
     assert meter is None
     assert "NVMLError_NotSupported" in reason
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert "pip install 'hwnas[gpu]'" in energy._nvml()[1]
+    assert "pip install nvidia-ml-py" in energy._nvml()[1]
 
 
 @pytest.mark.parametrize(

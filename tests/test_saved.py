@@ -17,7 +17,7 @@ import pytest
 from commands import cli
 
 import hwnas
-from hwnas import registry, resources, survey
+from hwnas import doctor, registry, resources, survey
 from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Context, Measurement, Source, Status
 from hwnas.devices import load_device
@@ -251,7 +251,7 @@ def test_from_few_rows_nothing_is_predicted() -> None:
     unknown = next(a for a in drawn(60) if SPACE.canonical(a) not in known)
     (row,) = there.evaluate([unknown], [("latency_ms", "mine")])
     assert row.status is Status.NOT_MEASURED
-    assert "too few" in row.message
+    assert "holds latency of 4 networks, and at least 10 are needed" in row.message
 
 
 def test_a_process_of_the_logarithm_knows_how_wrong_it_is() -> None:
@@ -361,7 +361,39 @@ def test_profile_of_a_space_saves_what_search_then_uses(capsys: pytest.CaptureFi
     assert "--replace" in capsys.readouterr().err
     assert cli("devices", "--json") == 0
     (mine,) = [row for row in json.loads(capsys.readouterr().out) if row["name"] == "mine"]
-    assert mine["available"]
+    assert not mine["available"]  # five are too few for a search
+    assert mine["reason"].startswith("profile mine holds latency of 5 networks, and at least 10 are needed")
+
+
+@pytest.mark.parametrize("enough", [True, False])
+def test_a_profile_of_too_few_networks_is_not_recommended_and_not_searched_on(
+    enough: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = registry.space("nb201")
+    context = replace(MEASURED, dataset="cifar10")
+    once = list({space.canonical(a): a for a in sample(space, 40, rng=np.random.default_rng(0))}.values())
+    of = [
+        Measurement(a, "latency_ms", v, context, interval=(0.97 * v, 1.03 * v))
+        for a in once[: FEWEST if enough else FEWEST - 1]
+        for v in [1e-3 + space.complexity(a, "cifar10")["macs_m"] / 30]
+    ]
+    saved.save_profile("board", CPU, space, of, {"device": {"device": "cpu"}}, {})
+    advice = survey.next_step("board", space)
+    finding = next(f for f in doctor.examine() if (f.area, f.name) == ("devices", "board"))
+    assert f"{len(of)} networks of nb201, in {saved.profile_folder('board')}" in finding.told
+    words = ("search", "--device", "board", "--source", "surrogate", "--generator", "random", "--queries", "3", "-q")
+    if enough:
+        assert advice == "use it: hwnas search --device board"
+        assert (finding.state, finding.fix) == (doctor.OK, "")
+        assert cli(*words) == 0
+        return
+    assert advice.startswith("profile board holds latency of 9 networks, and at least 10 are needed")
+    again = "hwnas profile --space nb201 --sample 100 --device cpu --save board --replace"
+    assert advice.endswith(again)
+    assert (finding.state, finding.fix) == (doctor.NOTE, advice)
+    assert cli(*words) == 4
+    assert again in " ".join(capsys.readouterr().err.split())
+    assert not Path("runs").exists()
 
 
 def test_a_network_that_fails_is_a_row_of_the_profile(capsys: pytest.CaptureFixture[str]) -> None:

@@ -260,7 +260,7 @@ def _profile_space(
         for path in written:
             print(path)
         if save is not None:
-            stdout().print(f"use it: hwnas search --device {save}", highlight=False)
+            stdout().print(survey.next_step(save, space), highlight=False, markup=False, soft_wrap=True)
     return found.complete
 
 

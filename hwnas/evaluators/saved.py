@@ -11,6 +11,7 @@ import numpy as np
 from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Context, Measurement, Source, Status
 from hwnas.core.protocols import SearchSpace
+from hwnas.core.wording import known
 from hwnas.evaluators.measured import LatencyModel
 from hwnas.predictors.latency import LatencyPredictor
 from hwnas.predictors.log_process import LogProcess
@@ -85,11 +86,25 @@ class SavedEvaluator:
         for architecture in architectures:
             self._space.validate(architecture)
             for metric, _ in wanted:
-                known = self._rows.get((self._space.canonical(architecture), metric))
-                if known is None:
+                row = self._rows.get((self._space.canonical(architecture), metric))
+                if row is None:
                     yield self._predict(architecture, metric)
                 else:
-                    yield replace(known, architecture=architecture)
+                    yield replace(row, architecture=architecture)
+
+    def too_few(self, metric: str) -> str:
+        """Why a metric of networks that are not in the profile cannot be told, with the way out; "" if it can."""
+        count = len(self._learnable(metric))
+        if count >= FEWEST:
+            return ""
+        of = "" if self._dataset == self._space.datasets[0] else f" --dataset {self._dataset}"
+        where = self.measured_on.get("device")
+        return (
+            f"profile {self.device} holds {known(metric).title} of {count} network{'s' * (count != 1)}, and at least "
+            f"{FEWEST} are needed to predict others, without which a search is of no use. Measure more: "
+            f"hwnas profile --space {self._space.name}{of} --sample 100{f' --device {where}' if where else ''} "
+            f"--save {self.device} --replace"
+        )
 
     @property
     def _predicted(self) -> Context:
@@ -99,11 +114,9 @@ class SavedEvaluator:
     def _predict(self, architecture: Architecture, metric: str) -> Measurement:
         model = self._model(metric)
         if model is None:
-            message = (
-                f"not in profile {self.device}, which holds {metric} of fewer than {FEWEST} networks: too few to "
-                "predict others. Measure more: hwnas profile --space ... --sample 100 --save NAME"
+            return Measurement.failed(
+                architecture, metric, self._context, Status.NOT_MEASURED, f"not in it; {self.too_few(metric)}"
             )
-            return Measurement.failed(architecture, metric, self._context, Status.NOT_MEASURED, message)
         predictor, least = model
         # alone: matrix products of another shape round differently, and a number must not depend on its company
         value, low, high = (float(ends[0]) for ends in predictor.interval([architecture]))
@@ -114,8 +127,7 @@ class SavedEvaluator:
     def _model(self, metric: str) -> tuple[LatencyModel, float] | None:
         """What predicts a metric, and the least value that was measured; None where too few were."""
         if metric not in self._models:
-            rows = [row for row in self._rows.values() if row.metric == metric and row.status.has_value]
-            rows = [row for row in rows if row.value > 0]
+            rows = self._learnable(metric)
             self._models[metric] = None
             if len(rows) >= FEWEST:
                 model = self._make(metric)
@@ -123,6 +135,11 @@ class SavedEvaluator:
                 model.fit([row.architecture for row in rows], values, halves)
                 self._models[metric] = model, float(values.min())
         return self._models[metric]
+
+    def _learnable(self, metric: str) -> list[Measurement]:
+        """Rows that a predictor can learn from."""
+        rows = [row for row in self._rows.values() if row.metric == metric and row.status.has_value]
+        return [row for row in rows if row.value > 0]
 
     def _default(self, metric: str) -> LatencyModel:
         if metric in ("latency_ms", "cpu_time_ms"):

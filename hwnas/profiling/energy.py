@@ -146,7 +146,7 @@ def _nvml() -> tuple[Meter | None, str]:
     try:
         import pynvml
     except ImportError:
-        return None, "NVML: package nvidia-ml-py is not installed (pip install 'hwnas[gpu]')"
+        return None, "NVML: package nvidia-ml-py is not installed (pip install nvidia-ml-py)"
     try:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByIndex(0)
