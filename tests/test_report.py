@@ -650,6 +650,11 @@ def test_failures_are_listed_with_status_and_not_drawn() -> None:
     told = "".join(Page(report.html(view)).visible)
     assert f"Without a number ({len(failed)})" in told
     assert told.count("too many pools") == len(failed)
+    (sentence,) = [line for line in report.sentences(view) if line.startswith("Without a number")]
+    first = f"{view.state.architectures[failed[0]].key} (query {failed[0] + 1})"
+    assert first in sentence
+    assert "too many pools" in sentence
+    assert sentence.count("(query ") <= 9  # few networks of few reasons, and how many more
 
 
 def test_intervals_become_error_bars() -> None:

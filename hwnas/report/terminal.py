@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -14,10 +14,11 @@ from rich.text import Text
 
 from hwnas.core.measurement import Measurement, Source
 from hwnas.core.recommending import Portfolio, error_column, guessed, guessers, undecided
-from hwnas.core.wording import difference, known, percent, quantity
+from hwnas.core.wording import difference, known, percent, quantity, shortened
 from hwnas.report.view import Column, RunView
 
 STAR, KNEE, NEAREST, COMMON = "★", "◆", "≈", "●"
+_FEW, _REASON = 3, 200  # networks and reasons that are named; characters of one
 
 
 def front_table(
@@ -376,8 +377,25 @@ def _tied(one: Measurement, other: Measurement) -> bool:
 def _failures(view: RunView) -> list[str]:
     if not view.statuses:
         return []
-    counts = ", ".join(f"{count} {status}" for status, count in view.statuses.items())
-    return [f"Without a number: {counts}."]
+    cases: dict[str, dict[str, list[int]]] = {}  # queries by status and reason
+    for index, evaluation in enumerate(view.state.archive):
+        for row in evaluation.measurements:
+            if not row.status.has_value:
+                told = f"{known(row.metric).title}: {shortened(row.message, _REASON)}".removesuffix(": ")
+                cases.setdefault(str(row.status), {}).setdefault(told, []).append(index)
+    counts = [f"{count} {status} ({_causes(view, cases[status])})" for status, count in view.statuses.items()]
+    return [f"Without a number: {'; '.join(counts)}."]
+
+
+def _causes(view: RunView, reasons: Mapping[str, Sequence[int]]) -> str:
+    """A few reasons, the most frequent first, each with a few of its networks."""
+    often = sorted(reasons.items(), key=lambda case: -len(case[1]))
+    told = []
+    for reason, indices in often[:_FEW]:
+        names = [f"{view.state.architectures[i].key} (query {i + 1})" for i in indices[:_FEW]]
+        more = f" and {len(indices) - _FEW} more" if len(indices) > _FEW else ""
+        told.append(f"{', '.join(names)}{more}, {reason.rstrip('.')}")
+    return "; ".join(told) + (f"; and {len(often) - _FEW} other reasons" if len(often) > _FEW else "")
 
 
 def _ledger(view: RunView) -> list[str]:
