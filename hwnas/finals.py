@@ -307,8 +307,8 @@ def predicted_front(assembly: Assembly, state: SearchState, models: Path | None 
         count = sum(row.context.source is Source.PREDICTED for row in rows)
         if not count:
             continue
-        of = "all" if count == len(rows) else f"{count} of the {len(rows)}"
-        message = f"{profile.device} is a saved profile: the latencies of {of} networks on the front are predictions"
+        # how many they are is said of every front with predictions
+        message = f"{profile.device} is a saved profile: nothing is measured at the end of a search on it"
         origin, here = _origin(profile)
         command = ""
         if here:
@@ -317,9 +317,9 @@ def predicted_front(assembly: Assembly, state: SearchState, models: Path | None 
             if models is not None:
                 named = f"{shlex.quote(str(models))}/*.onnx"
             command = f"hwnas profile {named} --device {shlex.quote(origin)} --preset final"
-            message += f"; this measures them on {origin}, where it was made: {command}"
+            message += f"; this measures the front on {origin}, where it was made: {command}"
         else:
-            message += "; they can be measured where it was made" + (f" (device {origin})" if origin else "")
+            message += "; its front can be measured where it was made" + (f" (device {origin})" if origin else "")
         told[profile.device] = {"front": len(rows), "predicted": count, "command": command, "message": f"{message}."}
     return told
 

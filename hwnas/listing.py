@@ -179,7 +179,7 @@ def tables_table(found: Sequence[Mapping[str, Any]], tables_path: Path | None = 
     folder = target_folder(tables_path)
     shown = Table(title=f"tables in {folder}", title_justify="left")
     for column in ("file", "what it is", "rows", "columns", "usable"):
-        shown.add_column(column, overflow="fold")
+        shown.add_column(column, overflow="fold", no_wrap=column in ("file", "rows"))
     for row in found:
         usable = "yes" if row["usable"] else f"{row['problem']}. {row['remedy']}" if row["problem"] else "-"
         style = "dim" if not row["usable"] else None

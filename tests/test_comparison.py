@@ -342,6 +342,23 @@ def test_of_many_models_neighbours_are_told() -> None:
     assert told[-1].startswith("m6 is")
 
 
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_narrow_terminal_has_fewer_columns_and_whole_words(width: int) -> None:
+    from rich.console import Console
+
+    failed = Record(Subject("x"), timing("x", 1.0).record.setup, Status.UNSUPPORTED_OP, "it broke")
+    broken = Timing("mobilenet-like.onnx", "cpu", failed)
+    found = compared(timing("resnet-like.onnx", 12.345), broken)
+    console = Console(width=width, record=True, file=open("/dev/null", "w"), color_system=None)  # noqa: SIM115
+    console.print(report.table(found))
+    console.file.close()
+    shown = console.export_text()
+    assert max(map(len, shown.splitlines())) <= width
+    for word in ("resnet-like.onnx", "mobilenet-like.onnx", "unsupported_op", "12.35 ± 0.25"):
+        assert word in shown
+    assert ("in a wider terminal also: p95" in shown) is (width == 60)
+
+
 def test_names_tell_models_apart() -> None:
     assert comparison._names([Path("a/x.onnx"), Path("b/x.onnx")]) == ["a/x.onnx", "b/x.onnx"]
     assert comparison._names([Path("a/x.onnx"), Path("b/y.onnx")]) == ["x.onnx", "y.onnx"]

@@ -68,7 +68,7 @@ def test_what_is_measured_is_said_with_its_round(run: tuple[object, list[tuple[s
     texts = [text for *_, text in told]
     assert any(text.startswith("loading network 1 of ") for text in texts)
     assert any(text.startswith("round 3 of at most 10, ") for text in texts)
-    assert any(text.startswith("final measurements: round ") for text in texts)
+    assert any(text.startswith("final measurements: process 3 of 3, round ") for text in texts)
     assert all(0 <= done <= total for _, done, total, _ in told)
 
 
@@ -109,7 +109,7 @@ def test_every_exported_model_is_timed_from_its_file_and_its_certificate_says_so
     assert recommended == result.finals.exported[recommended["file"]]["cpu"]
     (note,) = [note for note in result.finals.notes if note.startswith("All ")]
     assert note.startswith(f"All {len(files)} exported models were timed from their files on cpu: ")
-    assert any(text.startswith("exported models: round ") for *_, text in told)
+    assert any(text.startswith("exported models: process 1 of 3, round ") for *_, text in told)
     again = api.load(result.folder).finals
     assert (again.exported, again.notes) == (result.finals.exported, result.finals.notes)
 

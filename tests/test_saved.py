@@ -288,7 +288,7 @@ def test_a_search_on_a_profile(capsys: pytest.CaptureFixture[str]) -> None:
     (note,) = result.finals.notes
     predicted = sum(found.sources["latency_ms@board"] == "predicted" for found in result.front)
     assert result.finals.predicted["board"]["predicted"] == predicted > 0
-    assert note.startswith("board is a saved profile: the latencies of ")
+    assert note.startswith("board is a saved profile: nothing is measured at the end")
     assert "hwnas profile" not in note  # nobody knows where it was measured
     words = ("search", "--device", "board", "--source", "surrogate", "--dataset", "cifar100", "--queries", "5")
     assert cli(*words) == 4
@@ -311,8 +311,8 @@ def test_a_front_of_predictions_says_so_and_how_it_can_be_measured(here: bool) -
     front = [found.sources["latency_ms@board"] for found in result.front]
     assert (told["front"], told["predicted"]) == (len(front), front.count("predicted"))
     (note,) = [sentence for sentence in sentences(result.view) if "saved profile" in sentence]
-    many = "all" if set(front) == {"predicted"} else f"{front.count('predicted')} of the {len(front)}"
-    assert f"the latencies of {many} networks on the front are predictions" in note
+    many = f"Latency is predicted, not measured, for {front.count('predicted')} of the front's {len(front)}."
+    assert [sentence for sentence in sentences(result.view) if "predict" in sentence] == [many]  # once
     assert note in html(result.view).replace("&#x27;", "'")
     assert hwnas.load("run").finals.notes == result.finals.notes
     if here:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from hwnas.core.measurement import Context, Measurement, Source, Status
 from hwnas.core.metrics import METRICS, Metric
@@ -111,10 +112,26 @@ def provenance(context: Context) -> str:
         None if context.counted else context.runtime,
         context.precision,
         f"batch {context.batch}" if context.batch else None,
-        context.origin,
+        context.origin and context.origin.removeprefix(f"{kind} "),  # "predicted from ..."
     )
     told = ", ".join(part for part in parts if part)
     return f"{kind}: {told}" if told else kind
+
+
+def provenances(contexts: Iterable[Context]) -> str:
+    """Provenances of a column, joined by " | "; of predictions from measurements that are told as well, only that."""
+    every = sorted(contexts, key=lambda context: context.source is Source.PREDICTED)
+    measured = {_where(context) for context in every if context.source is Source.MEASURED}
+    told = [
+        "predicted from such" if c.source is Source.PREDICTED and _where(c) in measured else provenance(c)
+        for c in every
+    ]
+    return " | ".join(dict.fromkeys(told))
+
+
+def _where(context: Context) -> Context:
+    """What a measurement and what is predicted from it have in common."""
+    return replace(context, source=Source.MEASURED, fidelity=None, origin=None)
 
 
 def certainty(row: Measurement) -> str:

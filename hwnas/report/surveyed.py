@@ -26,8 +26,9 @@ _ROWS = 20  # of more networks, so many from the fastest to the slowest are show
 def table(told: Mapping[str, Any]) -> RenderableType:
     """A survey (`hwnas.survey.Survey.to_json`): networks by latency, failures last; then its device and noise."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
+
+    from hwnas.report.fitting import fitting_table
 
     networks = sorted(told["networks"], key=_latency)
     step = max(1.0, (len(networks) - 1) / (_ROWS - 1))
@@ -37,14 +38,20 @@ def table(told: Mapping[str, Any]) -> RenderableType:
     title = (
         f"{told['space']} on {told['device']['device']}, protocol {told['protocol']['name']}: {len(networks)} measured"
     )
-    listed = Table(title=title + some, title_justify="left")
-    listed.add_column("network", overflow="fold")
-    for metric in metrics:
-        listed.add_column(Text(f"{known(metric).title} [{known(metric).unit}]"), justify="right")
-    listed.add_column("status")
-    for i in shown:
-        cells = [_cell(metric, networks[i]["metrics"].get(metric)) for metric in metrics]
-        listed.add_row(*map(Text, (networks[i]["key"], *cells, _status(networks[i]))))
+    heads = {metric: f"{known(metric).title} [{known(metric).unit}]" for metric in metrics}
+    listed = fitting_table(
+        ["network", *heads.values(), "status"],
+        [
+            [
+                networks[i]["key"],
+                *(_cell(metric, networks[i]["metrics"].get(metric)) for metric in metrics),
+                _status(networks[i]),
+            ]
+            for i in shown
+        ],
+        [heads[metric] for metric in ("cpu_time_ms", "peak_memory_mib", "energy_mj") if metric in heads],
+        title=title + some,
+    )
     lines = [device_note(told["device"]["device"], told["device"])]
     again = told["retests"]
     if again:

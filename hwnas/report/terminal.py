@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +14,7 @@ from rich.text import Text
 from hwnas.core.measurement import Measurement, Source
 from hwnas.core.recommending import Portfolio, error_column, guessed, guessers, undecided
 from hwnas.core.wording import difference, known, percent, quantity, shortened
+from hwnas.report.fitting import Fitting
 from hwnas.report.view import Column, RunView
 
 STAR, KNEE, NEAREST, COMMON = "★", "◆", "≈", "●"
@@ -54,24 +54,18 @@ def front_table(
     return table
 
 
-@dataclass(frozen=True)
-class FittingTable:
+def fitting_front(view: RunView) -> Fitting:
     """The front's table with as much as the terminal is wide enough for: first all numbers and the space's notation,
     then objectives and budgets only, then keys instead of the notation."""
-
-    view: RunView
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        asked = _wanted(self.view)
-        tables = [
-            front_table(self.view),
-            front_table(self.view, columns=asked),
-            front_table(self.view, keys=True),
-            front_table(self.view, columns=asked, keys=True),
+    asked = _wanted(view)
+    return Fitting(
+        [
+            front_table(view),
+            front_table(view, columns=asked),
+            front_table(view, keys=True),
+            front_table(view, columns=asked, keys=True),
         ]
-        wide = options.update(max_width=10_000)
-        fitting = (t for t in tables if console.measure(t, options=wide).maximum <= options.max_width)
-        yield next(fitting, tables[-1])
+    )
 
 
 def summary(view: RunView) -> RenderableType:
@@ -93,7 +87,7 @@ def full(view: RunView) -> RenderableType:
     if view.devices:
         end = [Text(" ".join(told))] if (told := ending(view)) else []
         return Group(*map(full, view.devices.values()), *end, summary(view))
-    return Group(FittingTable(view), summary(view))
+    return Group(fitting_front(view), summary(view))
 
 
 def marks(view: RunView, index: int) -> str:

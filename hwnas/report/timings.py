@@ -37,6 +37,7 @@ _ADVICE = {
 _FAR = 5.0  # times as slow: a logarithmic axis
 _LONG = 24  # characters of a name; longer ones have letters in their place
 _COLUMNS = ("model", "latency [ms]", "clock", "median", "p95", "host", "CPU time", "memory", "energy", "status")
+_DISPENSABLE = ("p95", "CPU time", "memory", "median", "energy", "host")  # in a narrow terminal, the first one first
 _CLOCK = _COLUMNS.index("clock")
 _CLOCKS = (
     "clock device: latency, median and 95th percentile are by the device's own events; host is the median wall time, "
@@ -72,19 +73,21 @@ def cells(timings: Timings, timing: Timing) -> list[str]:
 def table(timings: Timings) -> RenderableType:
     """Everything for the terminal."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
+
+    from hwnas.report.fitting import fitting_table
 
     short = _letters(timings)
     rows = [[_short_name(timings, timing), *cells(timings, timing)[1:]] for timing in ordered(timings)]
     used = [i for i, column in enumerate(zip(*rows, strict=True)) if i == 0 or any(cell != "-" for cell in column)]
     if not _by_device(timings):  # wall time is what everybody expects
         used = [i for i in used if i != _CLOCK]
-    shown = Table(title=f"timed with protocol {timings.protocol.name}", title_justify="left")
-    for i in used:
-        shown.add_column(Text(_COLUMNS[i]), justify="left" if i in (0, len(_COLUMNS) - 1) else "right", overflow="fold")
-    for row in rows:
-        shown.add_row(*(Text(row[i]) for i in used))
+    shown = fitting_table(
+        [_COLUMNS[i] for i in used],
+        [[row[i] for i in used] for row in rows],
+        _DISPENSABLE,
+        title=f"timed with protocol {timings.protocol.name}",
+    )
     legend = [f"{letter}: {timings.paths.get(model, model)}" for model, letter in short.items()]
     return Group(shown, *map(Text, [*legend, *findings(timings), *failures(timings), *notes(timings)]))
 

@@ -21,7 +21,7 @@ from hwnas.core import pareto, picking
 from hwnas.core.architecture import Architecture
 from hwnas.core.graph import ArchGraph
 from hwnas.core.ledger import Ledger
-from hwnas.core.measurement import Measurement
+from hwnas.core.measurement import Context, Measurement
 from hwnas.core.objective import Objective
 from hwnas.core.protocols import SearchSpace
 from hwnas.core.recommending import (
@@ -37,7 +37,7 @@ from hwnas.core.recommending import (
 )
 from hwnas.core.state import Evaluation, SearchState
 from hwnas.core.stopping import Outlook, Stopped, StopRule
-from hwnas.core.wording import certainty, digits, heading, known, provenance, quantity
+from hwnas.core.wording import certainty, digits, heading, known, provenances, quantity
 from hwnas.optional import version
 
 Floats = NDArray[np.float64]
@@ -360,10 +360,10 @@ class RunView:
     @cached_property
     def sources(self) -> Mapping[Column, str]:
         """For each column, in words, where its numbers come from; several are joined by ' | '."""
-        told: dict[Column, dict[str, None]] = {column: {} for column in self.columns}
+        told: dict[Column, dict[Context, None]] = {column: {} for column in self.columns}
         for _, j, row in self._cells():
-            told[self.columns[j]][provenance(row.context)] = None
-        return {column: " | ".join(words) or "nothing measured" for column, words in told.items()}
+            told[self.columns[j]][row.context] = None
+        return {column: provenances(contexts) or "nothing measured" for column, contexts in told.items()}
 
     def measurement(self, index: int, column: Column) -> Measurement | None:
         """The measurement behind one cell of `values`."""
