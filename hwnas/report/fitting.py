@@ -31,30 +31,28 @@ def fitting_table(
 
     Args:
         heads: Of the columns.
-        rows: Cells. A cell of words is broken at its spaces into lines, if need be.
+        rows: Cells. A line break is one only in a terminal that is too narrow for all in one line; so is any space of a
+            head.
         dispensable: Columns that are left out in a narrower terminal, the first one first; the caption names them.
         title: Above the table.
     """
     cells = [list(row) for row in rows]
     gone = [head for head in dispensable if head in heads]
+    whole = [[cell.replace("\n", " ") for cell in row] for row in cells]
+    broken = [head.replace(" ", "\n") for head in heads]
     choices = []
     for count in range(len(gone) + 1):
         kept = [i for i, head in enumerate(heads) if head not in gone[:count]]
         left_out = f"in a wider terminal also: {', '.join(gone[:count])}" if count else ""
-        for broken in (False, True):
-            choices.append(_table(heads, cells, kept, title, left_out, broken=broken))
+        choices += [_table(words, some, kept, title, left_out) for words, some in ((heads, whole), (broken, cells))]
     return Fitting(choices)
 
 
-def _table(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], kept: Sequence[int], title: str, caption: str, *, broken: bool
-) -> Table:
-    ends = (0, len(heads) - 1)
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], kept: Sequence[int], title: str, caption: str) -> Table:
     shown = Table(title=title, title_justify="left", caption=caption or None, caption_justify="left")
     for i in kept:
-        head = Text(heads[i].replace(" ", "\n") if broken else heads[i])
-        # what cannot be helped is folded rather than cut off
-        shown.add_column(head, justify="left" if i in ends else "right", overflow="fold")
+        # what is too wide even so is folded rather than cut off
+        shown.add_column(Text(heads[i]), justify="left" if i in (0, len(heads) - 1) else "right", overflow="fold")
     for row in rows:
-        shown.add_row(*(Text(row[i].replace(" ", "\n") if broken and i in ends else row[i]) for i in kept))
+        shown.add_row(*(Text(row[i]) for i in kept))
     return shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -78,7 +79,10 @@ def table(timings: Timings) -> RenderableType:
     from hwnas.report.fitting import fitting_table
 
     short = _letters(timings)
-    rows = [[_short_name(timings, timing), *cells(timings, timing)[1:]] for timing in ordered(timings)]
+    rows = [
+        [_short_name(timings, timing).replace(" on ", "\non "), *cells(timings, timing)[1:]]
+        for timing in ordered(timings)
+    ]
     used = [i for i, column in enumerate(zip(*rows, strict=True)) if i == 0 or any(cell != "-" for cell in column)]
     if not _by_device(timings):  # wall time is what everybody expects
         used = [i for i in used if i != _CLOCK]
@@ -263,7 +267,7 @@ def _short_name(timings: Timings, timing: Timing) -> str:
     short = _letters(timings)
     if not short:
         return timings.name(timing)
-    return f"{short[timing.model]} on {timing.device}" if len(timings.devices) > 1 else short[timing.model]
+    return timings.name(replace(timing, model=short[timing.model]))
 
 
 def _neighbours(timings: Timings) -> list[Pair]:
