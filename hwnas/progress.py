@@ -36,6 +36,7 @@ class Measuring:
     def __init__(self, console: Console, *, shown: bool) -> None:
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
+        from rich.table import Column
         from rich.text import Text
 
         class Lined(Bar):
@@ -51,11 +52,12 @@ class Measuring:
         self._live = shown and console.is_terminal
         self._bar = Lined(
             TextColumn("[bold]{task.description}"),
-            BarColumn(max(8, min(40, console.width // 6))),  # the words need the room
+            # the words need the room, and go on in another line where they have too little
+            BarColumn(max(8, min(40, console.width // 8)), table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[count]}"),
-            TextColumn("{task.fields[told]}", markup=False),
+            TextColumn("{task.fields[told]}", markup=False, table_column=Column(no_wrap=False)),
             TextColumn("{task.fields[most]}"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
             console=console,
             transient=True,
         )
@@ -133,7 +135,9 @@ class Progress(Measuring):
         finished = state.stopped(self._rule).reason is not None
         told = self._told(state, finished)
         self._bar.below = told if len(told) > 1 else ()
-        self._bar.update(self._task, completed=len(state.archive), told="" if len(told) > 1 else told[0], count=self._count(state))
+        self._bar.update(
+            self._task, completed=len(state.archive), told="" if len(told) > 1 else told[0], count=self._count(state)
+        )
         if not self._live and (finished or time.monotonic() - self._said >= _PLAIN_EVERY_S):
             self._said = time.monotonic()
             self._console.print(

@@ -22,6 +22,7 @@ from hwnas.core.ledger import Ledger
 from hwnas.core.measurement import Context, Measurement, Source, Status
 from hwnas.core.objective import Constraint, Objective
 from hwnas.core.state import SearchState
+from hwnas.core.wording import provenance, provenances
 from hwnas.core.workload import Workload
 from hwnas.errors import InvalidArchitecture, InvalidBudget, UnknownName
 from hwnas.seeding import stable_hash, stream, torch_generator, torch_seeded
@@ -568,3 +569,23 @@ def test_without_devices_the_order_among_rows_is_that_of_the_rows() -> None:
     told = state((1, 5.0, 9.0), (2, 7.0, 3.0), (3, 6.0, 4.0), (4, 8.0, 4.0), budget=5.0)
     rows = np.array([3, 0, 2])
     assert told.order_among(rows).tolist() == pareto.order(told.losses[rows], told.violations[rows]).tolist()
+
+
+def test_predictions_from_measurements_that_are_told_are_not_told_of_twice() -> None:
+    measured = Context(
+        Source.MEASURED,
+        device="board",
+        runtime="ort-cpu",
+        precision="fp32",
+        batch=1,
+        dataset="cifar10",
+        fidelity="protocol default",
+        origin="profile board of a CPU",
+    )
+    predicted = replace(
+        measured, source=Source.PREDICTED, fidelity=None, origin="predicted from profile board of a CPU"
+    )
+    assert provenances([predicted, measured]) == f"{provenance(measured)} | predicted from such"
+    assert provenances([predicted]) == "predicted: cifar10, board, ort-cpu, fp32, batch 1, from profile board of a CPU"
+    elsewhere = replace(predicted, device="phone")
+    assert provenances([measured, elsewhere]) == f"{provenance(measured)} | {provenance(elsewhere)}"

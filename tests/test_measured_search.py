@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -196,7 +197,19 @@ def test_a_log_file_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) ->
         progress.on_device("cpu", 9, 9, "")
     lines = text.getvalue().splitlines()
     assert 1 <= len(lines) <= 3
-    assert all(line.startswith("cpu: ") and "[of many]" in line for line in lines)
+    assert all(re.match(r"cpu:  \d+ %  round \d \[of many\]$", line) for line in lines)
+
+
+def test_where_nobody_can_say_how_much_there_is_no_share_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hwnas.progress._PLAIN_EVERY_S", 0.0)
+    text = io.StringIO()
+    with Measuring(Console(file=text, width=200), shown=True) as progress:
+        progress.on_device("cpu", 0, 0, "round 1 of at most 10, reference networks")
+        progress.on_device("cpu", 1.5, 6, "round 2 of at most 10, 4 of 6 networks left")
+    assert text.getvalue().splitlines() == [
+        "cpu:  round 1 of at most 10, reference networks",
+        "cpu:  25 %  round 2 of at most 10, 4 of 6 networks left",
+    ]
 
 
 def test_nothing_is_shown_where_nothing_shall_be() -> None:

@@ -49,12 +49,12 @@ def test_it_names_batch_process_and_networks(tmp_path: Path) -> None:
     bench, networks, told = told_of(tmp_path, TWO)
     list(bench.measure(networks))
     texts = [text for _, _, text in told]
-    assert texts[0] == "networks 1 to 2 of 3, process 1 of 2, loading network 1 of 2"
-    assert "networks 1 to 2 of 3, process 2 of 2, round 6 of at most 6, 2 networks left" in texts
-    assert "networks 3 to 3 of 3, process 1 of 2, round 1 of at most 6, 1 network left" in texts
+    assert texts[0] == "networks 1-2 of 3, process 1 of 2, loading network 1 of 2"
+    assert "networks 1-2 of 3, process 2 of 2, round 6 of at most 6, 2 left" in texts
+    assert "network 3 of 3, process 1 of 2, round 1 of at most 6, 1 left" in texts
     # neither the references nor a network of the first batch that is measured again are among them
-    assert "networks 3 to 3 of 3, process 1 of 2, loading networks of earlier batches" in texts
-    counted = [int(number) for text in texts for number in re.findall(r"(\d+) networks? left", text)]
+    assert "network 3 of 3, process 1 of 2, loading networks of earlier batches" in texts
+    counted = [int(number) for text in texts for number in re.findall(r"(\d+) left", text)]
     assert max(counted) == 2
 
 
@@ -75,7 +75,7 @@ def test_what_is_measured_once_more_is_said_and_never_goes_back() -> None:
     headway.round(2, 10, ["a"])
     headway.finish()
     (first, _, _), (second, _, text), last = told
-    assert text == "once more, as it was noisy, round 2 of at most 10, 1 network left"
+    assert text == "once more, as it was noisy, round 2 of at most 10, 1 of 1 networks left"
     assert 0 < first == second < 1
     assert last == (1, 1, "")
 

@@ -418,6 +418,12 @@ class TestGpuProviders:
         first, second = (session.provider_options["trt_engine_cache_prefix"] for session in sessions)
         assert first != second
 
+    def test_another_shape_of_a_model_has_another_engine(self, sessions, network, tmp_path):
+        for shapes in ({}, {"input": IMAGE}):
+            backend("ort-trt").load(network, SessionConfig("ort-trt", cache=str(tmp_path), shapes=shapes))
+        first, second = (session.provider_options["trt_engine_cache_prefix"] for session in sessions)
+        assert not second.startswith(first)
+
 
 class TestOpenVino:
     @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hwnas.core.measurement import Status
 from hwnas.profiling import statistics
 from hwnas.profiling.backend import DeviceInfo, Failure, MemoryInfo, SessionConfig, builds_engines
-from hwnas.profiling.energy import Energy
+from hwnas.profiling.energy import Energy, why_no_meter
 from hwnas.profiling.headway import Headway, OnProgress
 from hwnas.profiling.history import History
 from hwnas.profiling.host import fingerprint
@@ -159,11 +159,13 @@ class Bench:
         self._seed = seed
         self._memory, self._energy = memory, energy
         self._clock = clock
+        # another machine may have a meter that this one lacks: then progress takes the end of a batch for short
+        self._metered = energy and not why_no_meter(config.runtime)
         self._headway = Headway(
             on_progress or (lambda done, total, text: None),
             processes=protocol.processes,
             engines=builds_engines(config),
-            energy=energy,
+            energy=self._metered,
         )
         self.history = History() if history is None else history
         self._earlier, self._on_batch = earlier, on_batch
@@ -303,7 +305,7 @@ class Bench:
         records = {}
         for number, candidate in enumerate(batch, start=1):
             if self._memory or self._energy:
-                self._headway.record("energy" if self._energy else "memory", number)
+                self._headway.record("energy" if self._metered else "memory", number)
             if candidate.id in faults.failed or not sessions:
                 records[candidate.id] = self._failed(candidate, faults)
             else:

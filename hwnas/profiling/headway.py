@@ -65,7 +65,7 @@ class Headway:
         if not self._own:
             what = "reference networks"
         else:
-            what = f"{left} networks left" if left != 1 else "1 network left"
+            what = f"{left} left" if self._part else f"{left} of {len(self._own)} networks left"
         self._say(f"round {number} of at most {most}, {what}", begun + (1 - begun) * (number - 1) / most)
 
     def record(self, what: str, number: int) -> None:
@@ -79,6 +79,11 @@ class Headway:
         self.batch(())
         self._tell(self._behind, self._total, "")
 
+    @property
+    def _part(self) -> bool:
+        """Whether the batch is one of several."""
+        return 0 < len(self._own) < self._total
+
     def _say(self, text: str, part: float) -> None:
         """What goes on in a process that has done this part of its work on the batch."""
         which = f"process {self._process + 1} of {self._processes}, " if self._own and self._processes > 1 else ""
@@ -87,6 +92,7 @@ class Headway:
     def _send(self, text: str, share: float) -> None:
         count = len(self._own)
         self._furthest = max(self._furthest, share)
-        several = f"networks {self._behind + 1} to {self._behind + count} of {self._total}, "
-        where = several if count and count < self._total else ""
+        first, last = self._behind + 1, self._behind + count
+        which = f"network {first}" if count == 1 else f"networks {first}-{last}"
+        where = f"{which} of {self._total}, " if self._part else ""
         self._tell(self._behind + count * self._furthest, self._total, f"{where}{self._again}{text}")
