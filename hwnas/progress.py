@@ -62,6 +62,7 @@ class Measuring:
             transient=True,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._done: dict[str, float] = {}
         self._said = time.monotonic()
 
     def on_device(self, device: str, done: float, total: int, text: str) -> None:
@@ -73,6 +74,9 @@ class Measuring:
         count = f"{100 * done / total:.0f} %" if total else ""
         if device not in self._tasks:
             self._tasks[device] = self._bar.add_task(device, total=None, told="", most="", count="")
+        if done < self._done.get(device, 0.0):  # other work: what is left of it does not go by the pace of the last
+            self._bar.reset(self._tasks[device])
+        self._done[device] = done
         self._bar.update(
             self._tasks[device], completed=done, total=total or None, told=text, count=count, visible=bool(text)
         )
