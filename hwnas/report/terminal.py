@@ -377,7 +377,7 @@ def _failures(view: RunView) -> list[str]:
             if not row.status.has_value:
                 told = f"{known(row.metric).title}: {shortened(row.message, _REASON)}".removesuffix(": ")
                 cases.setdefault(str(row.status), {}).setdefault(told, []).append(index)
-    counts = [f"{count} {status} ({_causes(view, cases[status])})" for status, count in view.statuses.items()]
+    counts = [f"{count} {status} for {_causes(view, cases[status])}" for status, count in view.statuses.items()]
     return [f"Without a number: {'; '.join(counts)}."]
 
 
