@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -25,9 +26,19 @@ from hwnas.core.state import Evaluation, SearchState
 from hwnas.core.stopping import Stopped
 from hwnas.core.wording import origin, origins, quantity
 from hwnas.errors import ExportFailed, InvalidSetting, RunCorrupt, RunError, UsageError
-from hwnas.finals import Finals, check_exported, keep_samples, measure_front, predicted_front, summarise
+from hwnas.finals import (
+    Finals,
+    check_exported,
+    keep_samples,
+    measure_front,
+    note_paid,
+    predicted_front,
+    summarise,
+    with_paid,
+)
 from hwnas.loop import OnStep, Search, replay
 from hwnas.measure import Measure, Wanted, count
+from hwnas.profiling.runs import Runs
 from hwnas.rundir import MODELS, RunDirectory
 from hwnas.stores.memory import MemoryStore
 
@@ -50,11 +61,14 @@ class Found:
         arch: The space's public notation (NB201: the official string).
         architecture: Its identity; `architecture.key` names it on the command line.
         evaluation: All measurements with their contexts.
+        runs: By device that was measured on here: median and 95th percentile of the single runs behind the latency, and
+            flags (`hwnas.profiling.runs.FLAGS` says what they mean). For the front and what is named beside it.
     """
 
     arch: str
     architecture: Architecture
     evaluation: Evaluation
+    runs: Mapping[str, Runs] = field(default_factory=dict)
 
     def __getitem__(self, metric: str) -> float:
         """The value of a metric, e.g. `best["latency_ms"]`, or of one on a device, `best["latency_ms@edgegpu"]`."""
@@ -151,6 +165,7 @@ class SearchResult:
             extra=self.reported,
             notes=self.finals.notes,
             measured=self.finals.devices,
+            certificates=self.finals.certificates,
             weights=self.weights,
             rule=self.config.stop_rule,
             run=str(self.folder) if self.folder is not None else "RUN",
@@ -270,7 +285,9 @@ class SearchResult:
 
     def _found(self, index: int) -> Found:
         evaluation = self.view.state.archive[index]
-        return Found(self.view.texts[index], evaluation.architecture, evaluation)
+        key = evaluation.architecture.key
+        runs = {device: runs for (network, device), runs in self.view.runs.items() if network == key}
+        return Found(self.view.texts[index], evaluation.architecture, evaluation, runs)
 
     def __rich__(self) -> RenderableType:
         return report.full(self.view)
@@ -322,9 +339,8 @@ class Run:
             with threadpool_limits(1):
                 state = self.search.run(self.state, ledger=self.ledger, on_step=after_step)
             self._watch(on_measure, "final measurements: ")
-            state, made = measure_front(self.assembly, self.search.measure.store, state)
-            rows, ledger = self._report_only(state, latest[0])
-            ledger = replace(ledger, reported=ledger.reported + made)
+            state = self._measure_front(state)
+            rows, ledger = self._report_only(state, with_paid(latest[0], self.search.measure.store))
             folder = None if self.directory is None else self.directory.path
             finals, made_by = summarise(self.assembly, state), _command(self.assembly)
             result = SearchResult(
@@ -350,6 +366,13 @@ class Run:
             finally:
                 self.close()
         return result
+
+    def _measure_front(self, state: SearchState) -> SearchState:
+        began, store = time.perf_counter(), self.search.measure.store
+        state, made = measure_front(self.assembly, store, state)
+        if made:
+            note_paid(store, "finals", made, time.perf_counter() - began)
+        return state
 
     def _watch(self, on_measure: OnMeasure | None, stage: str = "") -> None:
         if on_measure is None:
@@ -387,7 +410,10 @@ class Run:
     def _write(self, directory: RunDirectory, result: SearchResult, models: str) -> SearchResult:
         """Write everything that a finished run has; the result with what the exported models' check said."""
         directory.write_archive(result.state)
-        _write_front(result, directory)  # small and what was paid for: before models, which may fill a disk
+        # small and what was paid for: before models, which may fill a disk
+        _write_front(result, directory)
+        if self.assembly.measured:
+            result.finals.write(directory.path)
         files: list[Path] = []
         if models != "none" and result.front:
             which = "best" if models == "best" else "front"
@@ -412,10 +438,11 @@ class Run:
         from hwnas.export import add_to_certificate
 
         known = {e.architecture.key: e for e in result.state.archive}
-        entries = manifest["models"]
+        entries, began, store = manifest["models"], time.perf_counter(), self.search.measure.store
         checked = check_exported(
             self.assembly, {path: known[entry["key"]] for path, entry in zip(files, entries, strict=True)}
         )
+        note_paid(store, "files", sum(map(len, checked.values())), time.perf_counter() - began)
         for path in files:
             add_to_certificate(path, checked[path.name])
         recommended: dict[str, Mapping[str, Any]] = {}
@@ -426,7 +453,8 @@ class Run:
                     recommended[device] = told
                 elif entry["recommended"] and device in result.fronts:  # another network than the device's own
                     recommended[f"{device}, for all"] = told
-        return replace(result, finals=replace(result.finals, checked=recommended, exported=checked))
+        finals = replace(result.finals, checked=recommended, exported=checked)
+        return replace(result, finals=finals, ledger=with_paid(result.ledger, store))
 
     def _with_predicted(self, result: SearchResult, models: Path | None = None) -> SearchResult:
         predicted = predicted_front(self.assembly, result.state, models)
@@ -669,6 +697,7 @@ def load(run: str | Path) -> SearchResult:
         saved = directory.store.last_step()
         outlooks = directory.store.outlooks()
         rows = directory.store.rows()
+        paid = None if saved is None else with_paid(saved[3], directory.store)
         resolved = directory.info.get("resolved", {})
         made_by = directory.command or command(config)
         try:
@@ -682,7 +711,7 @@ def load(run: str | Path) -> SearchResult:
                 f"{directory.path}/run.toml is damaged: [resolved] names no objectives or budgets ({error})"
             ) from error
     start = SearchState(config.space, objectives, constraints, config.queries, config.seed, front_devices=fronts)
-    if saved is None:
+    if saved is None or paid is None:
         return SearchResult(start, Ledger(), space, config, (), Path(run), command=made_by, weights=weights)
     searched = [(o.metric, o.device) for o in objectives] + [(c.metric, c.device) for c in constraints]
     wanted = list(dict.fromkeys([*searched, *_measured_for_all(rows, saved[1], searched)]))
@@ -693,7 +722,7 @@ def load(run: str | Path) -> SearchResult:
     front = {state.architectures[i] for i in presented(state, weights)}
     told = {(metric, device) for metric, device in wanted}
     reported = tuple(row for row in rows if row.architecture in front and (row.metric, row.context.device) not in told)
-    ledger = replace(saved[3], reported=len(reported))
+    ledger = replace(paid, reported=len(reported))
     return SearchResult(state, ledger, space, config, reported, Path(run), Finals.read(Path(run)), made_by, weights)
 
 

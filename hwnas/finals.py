@@ -14,7 +14,7 @@ import json
 import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -25,11 +25,12 @@ from numpy.typing import NDArray
 
 from hwnas import atomic
 from hwnas.assembly import Assembly
-from hwnas.core import pareto
+from hwnas.core import pareto, picking
 from hwnas.core.architecture import Architecture
+from hwnas.core.ledger import Ledger
 from hwnas.core.measurement import Measurement, Source
 from hwnas.core.protocols import Store
-from hwnas.core.recommending import with_common
+from hwnas.core.recommending import runner_up, weights_of, with_common
 from hwnas.core.state import Evaluation, SearchState
 from hwnas.core.wording import quantity
 from hwnas.devices import load_device
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 FILE = "measurements.json"
 SAMPLES = "samples"
 _TOLD = 0.03  # changes of the machine's pace below it are not worth a sentence
+_PAID = "paid"  # topic of notes in a run's store
 _TURNS = 5  # the front changes with better figures; it settles within two or three turns
 
 
@@ -58,7 +60,8 @@ class Finals:
             much slower the machine was for the final measurements than for the search's first (`drift`, relative) and
             in the search's batches (`paces`, fastest and slowest), and for each architecture (by key) the name of its
             network in the files of raw samples.
-        certificates: For each architecture (by key) and device the whole record of its last measurement.
+        certificates: For each architecture (by key) of the front, and the next best or nearest ones that are named
+            beside it, and for each device: the whole record of its last measurement.
         checked: For each device: the recommended model timed from its exported file, and whether it meets the budget.
         exported: The same for each exported model of the front, by its file's name.
         predicted: For each saved profile whose front is partly predicted: of how many networks, and what to do.
@@ -132,9 +135,9 @@ class Finals:
 
 
 def measure_front(assembly: Assembly, store: Store, state: SearchState) -> tuple[SearchState, int]:
-    """The state with careful measurements of everything that is or may be on the front, and how many were made: by this
-    session, or by one that it continues. With several fronts a device measures what is or may be on its own, and the
-    one network for all."""
+    """The state with careful measurements of everything that is or may be on the front and of the runner-up, and how
+    many were made: by this session, or by one that it continues. With several fronts a device measures what is or may
+    be on its own, and the one network for all."""
     made = 0
     for _ in range(_TURNS):
         before = made
@@ -148,8 +151,34 @@ def measure_front(assembly: Assembly, store: Store, state: SearchState) -> tuple
     return state, made
 
 
+def note_paid(store: Store, what: str, count: int, wall_s: float) -> None:
+    """Keep what a stage after the search cost, for the ledger of whoever reads the run.
+
+    Args:
+        store: The run's.
+        what: "finals" or "files".
+        count: Measurements on record by then, of earlier sessions as well ("finals"), or those of this one ("files").
+        wall_s: Wall seconds of this session.
+    """
+    store.note(_PAID, {"what": what, "count": count, "wall_s": wall_s})
+
+
+def with_paid(ledger: Ledger, store: Store) -> Ledger:
+    """A search's ledger with what was paid after it, by all sessions that came to the end of a stage."""
+    notes = store.notes(_PAID)
+    finals = [told for told in notes if told["what"] == "finals"]
+    files = [told for told in notes if told["what"] == "files"]
+    return replace(
+        ledger,
+        final_measurements=finals[-1]["count"] if finals else 0,
+        final_wall_s=sum(told["wall_s"] for told in finals),
+        file_timings=sum(told["count"] for told in files),  # files are timed again whenever they are written
+        file_wall_s=sum(told["wall_s"] for told in files),
+    )
+
+
 def _worth_measuring(assembly: Assembly, evaluator: MeasuredEvaluator, state: SearchState) -> list[Architecture]:
-    """What is or may be on a device's front, and with several fronts the one network for all."""
+    """What is or may be on a device's front, its runner-up, and with several fronts the one network for all."""
     common = (state.architectures[i] for i in with_common((), state, assembly.weights))
 
     def doubt(row: Measurement) -> float:
@@ -160,7 +189,23 @@ def _worth_measuring(assembly: Assembly, evaluator: MeasuredEvaluator, state: Se
             return 0.0
         return abs(math.expm1(evaluator.meter.drift()))
 
-    return list(dict.fromkeys([*hopeful(_concerning(state, evaluator.device), doubt), *common]))
+    hoped = hopeful(_concerning(state, evaluator.device), doubt)
+    return list(dict.fromkeys([*hoped, *_runners_up(assembly, state, evaluator.device), *common]))
+
+
+def _runners_up(assembly: Assembly, state: SearchState, device: str) -> list[Architecture]:
+    """The second best, which need not be on a front, of each front that a device's numbers count for."""
+    found = []
+    for goal in _goals(state, device):
+        own = None if assembly.weights is None else weights_of(state, goal, assembly.weights)
+        if (index := runner_up(goal, own)) is not None:
+            found.append(state.architectures[index])
+    return found
+
+
+def _goals(state: SearchState, device: str) -> Sequence[SearchState]:
+    """What a device's numbers count for: its own goal, or those of all where it has none."""
+    return [state.by_device[device]] if device in state.by_device else state.goals
 
 
 def _concerning(state: SearchState, device: str) -> SearchState:
@@ -200,11 +245,19 @@ def summarise(assembly: Assembly, state: SearchState) -> Finals:
             "front": len(front),
             "not_final": _not_final(assembly, evaluator, front),
         }
-        for architecture in (e.architecture for e in front):
+        named = [*(e.architecture for e in front), *_runners_up(assembly, state, evaluator.device)]
+        for architecture in dict.fromkeys([*named, *_nearest(state, evaluator.device)]):
             told = evaluator.meter.certificate(architecture)
             if told is not None:
                 certificates.setdefault(architecture.key, {})[evaluator.device] = told
     return Finals(devices, certificates)
+
+
+def _nearest(state: SearchState, device: str) -> list[Architecture]:
+    """What is named where nothing meets the budgets."""
+    goals = [goal for goal in _goals(state, device) if len(goal.archive) and not len(goal.front_indices)]
+    found = [picking.nearest_to_feasible(goal.losses, goal.violations) for goal in goals]
+    return [state.architectures[index] for index in found if index is not None]
 
 
 def keep_samples(assembly: Assembly, folder: Path) -> None:
@@ -266,6 +319,8 @@ def _checked(
     for bound in bounds:
         how = "within" if bound.violation(worst) == 0 else "NOT certainly within"
         message += f", {how} the budget of {quantity(LATENCY, bound.bound)}"
+        if told.runs is not None and (beyond := told.runs.beyond(bound)):
+            message += f" ({beyond})"
     if abs(told.slower) >= _TOLD or any(bound.violation(high) != bound.violation(worst) for bound in bounds):
         message += (
             f"; the machine is {_slower(math.expm1(told.slower))} now than when the front was measured: at that pace "
@@ -277,11 +332,14 @@ def _checked(
             f"; the front says {quantity(LATENCY, row.value)}, and the intervals do not meet: this machine does "
             "not repeat its figures that well now"
         )
+    if told.runs is not None and told.runs.flags:
+        message += f"; flags: {told.runs.flagged}"
     return {
         "latency_ms": value,
         "low": low,
         "high": high,
         "slower": math.expm1(told.slower),
+        "runs": None if told.runs is None else told.runs.to_json(),
         "kept": all(bound.violation(worst) == 0 for bound in bounds),
         "agrees": agrees,
         "message": f"{message}.",

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Self
 
 from hwnas.core import pareto, picking
 from hwnas.core.ledger import Ledger
-from hwnas.core.metrics import show
 from hwnas.core.recommending import primary_objective
 from hwnas.core.state import SearchState
 from hwnas.core.stopping import StopRule
-from hwnas.core.wording import percent
+from hwnas.core.wording import percent, quantity
 
 if TYPE_CHECKING:
     import numpy as np
@@ -181,14 +180,14 @@ class Progress(Measuring):
         if best is None:
             return "nothing feasible yet"
         wanted = state.objectives[objective]
-        return "best " + show(wanted.metric, wanted.value(float(state.losses[best, objective])))
+        return "best " + quantity(wanted.metric, wanted.value(float(state.losses[best, objective])))
 
     def _volume(self, state: SearchState) -> str:
         if self._reference is None:
             self._reference = pareto.reference_point(state.losses)  # fixed by the first step: later ones compare
         volume = pareto.hypervolume(state.losses[state.violations == 0], self._reference)
         corner = ", ".join(
-            show(o.metric, o.value(float(x))) for o, x in zip(state.objectives, self._reference, strict=True)
+            quantity(o.metric, o.value(float(x))) for o, x in zip(state.objectives, self._reference, strict=True)
         )
         return f"  hypervolume {volume:.4g} (up to {corner})"
 

@@ -197,8 +197,11 @@ def test_names_of_metrics() -> None:
         metrics.candidates("latencyy")
     with pytest.raises(UnknownName, match="latency_ms"):
         metrics.metric("latency_m")
-    assert metrics.show("latency_ms", 4.2134) == "4.213 ms"
-    assert metrics.show("latency_ms", math.nan) == "-"
+
+
+def test_a_budget_is_told_with_what_is_left_of_it() -> None:
+    assert str(Constraint("latency_ms", 4.2134, "edgegpu")) == "latency on edgegpu <= 4.213 ms"
+    assert str(Constraint("latency_ms", 0.0004, "edgegpu")) == "latency on edgegpu <= 0.00040 ms"
 
 
 @few

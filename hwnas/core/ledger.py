@@ -25,7 +25,11 @@ class Ledger:
         rejected: Samples dropped as invalid, known or repeated.
         filled: Uniform random architectures evaluated because the generator proposed none.
         cpu_s: CPU seconds of the search process.
-        wall_s: Wall seconds.
+        wall_s: Wall seconds of the search, up to its last evaluation.
+        final_measurements: Networks that were measured again with the protocol final, one a device.
+        final_wall_s: Wall seconds of that.
+        file_timings: Timings of exported files, one a device.
+        file_wall_s: Wall seconds of that.
     """
 
     evaluations: int = 0
@@ -42,6 +46,10 @@ class Ledger:
     filled: int = 0
     cpu_s: float = 0.0
     wall_s: float = 0.0
+    final_measurements: int = 0
+    final_wall_s: float = 0.0
+    file_timings: int = 0
+    file_wall_s: float = 0.0
 
     def plus(self, other: Ledger) -> Ledger:
         """The sum, entry by entry."""

@@ -161,9 +161,3 @@ def _suggested(number: float, what: Metric) -> str:
     if what.unit == "M":
         return f"{number / 1e3:.6g}k" if number >= 1e3 else f"{number:.6g}M, {number:.6g}k, ... (see units)"
     return f"{number:.6g}{what.unit}"
-
-
-def show(name: str, value: float) -> str:
-    """A value with its unit as people read it: "4.213 ms", "44.2 %"; "-" for nan."""
-    what = metric(name)
-    return "-" if value != value else f"{value:.{what.decimals}f} {what.unit}"

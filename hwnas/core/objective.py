@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hwnas.core.metrics import Goal, metric, show
+from hwnas.core.metrics import Goal, metric
+from hwnas.core.wording import quantity
 
 _ROUNDING = 1e-9  # relative
 
@@ -75,9 +76,8 @@ class Constraint:
 
     def __str__(self) -> str:
         where = f" on {self.device}" if self.device else ""
-        return (
-            f"{metric(self.metric).title}{where} {'<=' if self.goal == 'min' else '>='} {show(self.metric, self.bound)}"
-        )
+        sign = "<=" if self.goal == "min" else ">="
+        return f"{metric(self.metric).title}{where} {sign} {quantity(self.metric, self.bound)}"
 
 
 def _check(name: str, device: str | None) -> None:

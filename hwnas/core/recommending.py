@@ -110,6 +110,19 @@ def recommend(state: SearchState, weights: Sequence[float] | None = None) -> int
     return picking.best_under_budget(state.losses, state.violations, primary_objective(state))
 
 
+def runner_up(state: SearchState, weights: Sequence[float] | None = None) -> int | None:
+    """Archive index of the next best after the recommended one by what recommended it; None where there is none: a
+    knee has no second, nor has the one for several fronts."""
+    best = recommend(state, weights)
+    if best is None or state.front_devices or (undecided(state) and weights is None):
+        return None
+    if weights is not None and undecided(state):
+        return by_weights(state, weights, place=1)
+    violations = state.violations.copy()
+    violations[best] = np.inf
+    return picking.best_under_budget(state.losses, violations, primary_objective(state))
+
+
 @dataclass(frozen=True)
 class Portfolio:
     """The one architecture to ship to several devices.

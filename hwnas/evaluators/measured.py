@@ -21,6 +21,7 @@ from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Context, Measurement, Source
 from hwnas.core.protocols import Store
 from hwnas.errors import RunCorrupt
+from hwnas.profiling.runs import Runs
 
 Floats = NDArray[np.float64]
 OnProgress = Callable[[float, int, str], None]
@@ -35,12 +36,14 @@ class FileTiming:
     Attributes:
         value, low, high: Latency with its 95 % interval, ms, at the pace that the final measurements were made at.
         slower: Log factor by which the machine is slower now than it was then: the clock shows `value * exp(slower)`.
+        runs: The single runs behind it, as the clock shows them.
     """
 
     value: float
     low: float
     high: float
     slower: float = 0.0
+    runs: Runs | None = None
 
     @property
     def now(self) -> tuple[float, float, float]:

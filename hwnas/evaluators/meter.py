@@ -25,6 +25,7 @@ from hwnas.profiling.headway import OnProgress
 from hwnas.profiling.profiler import Profiler
 from hwnas.profiling.protocol import Protocol, protocol
 from hwnas.profiling.record import Record, tells_cpu_time
+from hwnas.profiling.runs import Runs
 
 Note = Callable[[Mapping[str, Any]], None]
 
@@ -169,7 +170,8 @@ class SpaceMeter:
             if latency is None:
                 found.append(told)
             else:
-                found.append(FileTiming(latency.value, latency.low, latency.high, latency.level))
+                runs = Runs.of(record, slower=latency.level)
+                found.append(FileTiming(latency.value, latency.low, latency.high, latency.level, runs))
         return found
 
     def drift(self) -> float:

@@ -16,6 +16,7 @@ BLUE, ORANGE, GREEN, RED, GREY, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E
 
 SHADES = ("#FFF3D6", ORANGE, "#5A2E00")  # least to most; its middle is the front's own colour
 FRONT = "front"
+MARKED = "flagged, or runs above the budget"
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,12 @@ def projections(view: RunView) -> list[Projection]:
 
 def _only(columns: list[Column]) -> Column | None:
     return columns[0] if len(columns) == 1 else None
+
+
+def marked(view: RunView, projection: Projection) -> list[int]:
+    """Archive indices of points with a mark beside a figure that is shown: `RunView.cell_marks`."""
+    columns = [column for column in (projection.x, projection.y) if column is not None]
+    return [i for i in range(view.n) if any(view.cell_marks(i, column) for column in columns)]
 
 
 def shades(view: RunView, projection: Projection, group: Group) -> NDArray[np.float64] | None:

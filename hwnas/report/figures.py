@@ -15,13 +15,16 @@ from hwnas.core.wording import heading, known
 from hwnas.report.axes import (
     BLUE,
     GREEN,
+    MARKED,
     ORANGE,
+    RED,
     SHADES,
     Group,
     Projection,
     feasible_area,
     groups,
     logarithmic,
+    marked,
     projections,
     shades,
     span,
@@ -162,6 +165,10 @@ def _draw_front(axes: Axes, view: RunView, plot: Projection) -> None:
             label=group.label if view.device is None else group.name,  # how many differs from device to device
             zorder=4 if group.size > 8 else 3,
         )
+    doubtful = marked(view, plot)
+    if doubtful:
+        ring: dict[str, Any] = {"facecolors": "none", "edgecolors": RED, "linewidths": 1.0, "zorder": 6}
+        axes.scatter(x[doubtful], y[doubtful], s=150, marker="o", label=MARKED, **ring)
     axes.set_xlim(left, right)
     if logarithmic(view, plot):
         log_axis(axes, "y")
@@ -169,7 +176,9 @@ def _draw_front(axes: Axes, view: RunView, plot: Projection) -> None:
     across, up = plot.titles(view)
     axes.set_xlabel(across)
     axes.set_ylabel(up)
-    told = [f"{heading(*c).split(' [')[0]}: {view.sources[c]}" for c in (plot.x, plot.y) if c is not None]
+    shown = [column for column in (plot.x, plot.y) if column is not None]
+    told = [f"{heading(*column).split(' [')[0]}: {view.all_sources[column]}" for column in shown]
+    told += [_floor(device, view.measured[device]) for _, device in shown if device and device in view.measured]
     axes.set_title(
         "\n".join(fill(line, 112, break_on_hyphens=False) for line in told), fontsize=6.5, loc="left", color="0.35"
     )
@@ -181,6 +190,12 @@ def _draw_front(axes: Axes, view: RunView, plot: Projection) -> None:
             ha="right", va="top", fontsize=7, color="0.35",
         )  # fmt: skip
     _plain(axes)
+
+
+def _floor(device: str, told: Mapping[str, Any]) -> str:
+    """How badly figures repeat between sessions, which intervals contain."""
+    how = "" if told.get("calibrated") else " (assumed)"
+    return f"intervals: 95 %, with the noise floor of {device}, {told['noise_floor']:.1%} between sessions{how}"
 
 
 def _shade(axes: Axes, x: Floats, y: Floats, values: Floats, group: Group, title: str) -> None:

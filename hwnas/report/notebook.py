@@ -6,7 +6,7 @@ import base64
 from html import escape
 
 from hwnas.report.figures import front_figure, render
-from hwnas.report.terminal import ending, marks, sentences
+from hwnas.report.terminal import cell_legend, ending, marks, sentences
 from hwnas.report.view import RunView
 
 
@@ -21,16 +21,17 @@ def repr_html(view: RunView, limit: int = 12) -> str:
     heads = "".join(f"<th>{escape(view.title(column))}</th>" for column in view.columns)
     body = "".join(
         f"<tr><td>{escape(marks(view, i))}</td>"
-        + "".join(f"<td>{escape(view.value_text(i, column, unit=False))}</td>" for column in view.columns)
+        + "".join(f"<td>{escape(view.cell_text(i, column))}</td>" for column in view.columns)
         + f'<td style="text-align:left"><code>{escape(view.texts[i])}</code></td></tr>'
         for i in rows
         if i in shown
     )
     more = f"<p>{len(rows) - len(shown)} more on the front.</p>" if len(rows) > len(shown) else ""
+    below = "".join(f"<p>{escape(line)}</p>" for line in cell_legend(view, view.columns, shown))
     picture = base64.b64encode(render(front_figure(view), "png", dpi=80)).decode()
     table = f"<table><thead><tr><th></th>{heads}<th>architecture</th></tr></thead><tbody>{body}</tbody></table>"
     return (
         f"<div><p>{escape(' '.join(sentences(view)))}</p>"
         f'<img alt="front of the search" src="data:image/png;base64,{picture}" style="max-width:100%">'
-        f"{table if rows else ''}{more}</div>"
+        f"{table if rows else ''}{more}{below}</div>"
     )

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from hwnas import atomic
-from hwnas.core.wording import certainty, known, provenance
+from hwnas.core.wording import known, provenance
 from hwnas.report.axes import groups, projections
 from hwnas.report.cells import cell_svg
 from hwnas.report.plots import every_plot
-from hwnas.report.terminal import COMMON, STAR, ending, listed, marks, sentences
+from hwnas.report.terminal import COMMON, STAR, cell_legend, ending, listed, marks, sentences
 from hwnas.report.tojson import plain
 from hwnas.report.view import Column, RunView
 
@@ -121,13 +121,13 @@ def _value(view: RunView, index: int, column: Column) -> dict[str, str | float |
         return None
     text = view.value_text(index, column)
     value = row.value if row.status.has_value else None
-    return {"value": value, "text": text, "source": provenance(row.context), "sure": certainty(row)}
+    return {"value": value, "text": text, "source": provenance(row.context), "sure": view.certainty(index, column)}
 
 
 def _result(view: RunView) -> list[str]:
     own = [_paragraph(each) for each in view.devices.values()]
     sources = "".join(
-        f"<li>{escape(view.title(column))}: <strong>{escape(view.sources[column])}</strong></li>"
+        f"<li>{escape(view.title(column))}: <strong>{escape(view.all_sources[column])}</strong></li>"
         for column in view.columns
     )
     end = [f'<p class="sources">{escape(" ".join(told))}</p>'] if (told := ending(view)) else []
@@ -215,6 +215,7 @@ def _front_table(view: RunView) -> list[str]:
     return [
         f"<h2>{title} ({len(rows)})</h2>",
         f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>',
+        *(f'<p class="sources">{escape(line)}</p>' for line in cell_legend(view, view.columns, rows)),
     ]
 
 
@@ -227,8 +228,8 @@ def _front_row(view: RunView, index: int) -> str:
     for column in view.columns:
         row = view.measurement(index, column)
         raw = "" if row is None or not row.status.has_value else repr(row.value)
-        sure = "" if row is None else f' title="{escape(certainty(row))}"'
-        text = escape(view.value_text(index, column, unit=False))
+        sure = "" if row is None else f' title="{escape(view.certainty(index, column))}"'
+        text = escape(view.cell_text(index, column))
         cells.append(f'<td class="n" data-value="{raw}"{sure}>{text}</td>')
     if view.devices:
         role = view.role(index)

@@ -13,17 +13,21 @@ import numpy as np
 
 from hwnas.core.objective import Constraint
 from hwnas.core.wording import heading, known
+from hwnas.profiling.runs import LATENCY
 from hwnas.report.axes import (
     BLUE,
     GREEN,
     GREY,
+    MARKED,
     ORANGE,
+    RED,
     SHADES,
     Group,
     Projection,
     feasible_area,
     groups,
     logarithmic,
+    marked,
     projections,
     shades,
     span,
@@ -67,7 +71,20 @@ def front_plot(view: RunView, plot: Projection) -> Figure:
     edge = {"type": "scatter", "mode": "lines", "x": stairs[0], "y": stairs[1], "hoverinfo": "skip",
             "line": {"color": ORANGE, "width": 1.5}, "showlegend": False, "name": "front"}  # fmt: skip
     points = [_points(view, plot, group) for group in groups(view)]
-    return {"data": ([edge] if stairs[0] else []) + points, "layout": layout}
+    return {"data": ([edge] if stairs[0] else []) + points + _doubtful(view, plot), "layout": layout}
+
+
+def _doubtful(view: RunView, plot: Projection) -> list[Figure]:
+    """Rings round what has a mark beside its figure in tables."""
+    x, y = plot.coordinates(view)
+    rows = marked(view, plot)
+    if not rows:
+        return []
+    ring = {"symbol": "circle-open", "size": 20, "color": RED, "line": {"width": 1.5}}
+    return [
+        {"type": "scatter", "mode": "markers", "name": MARKED, "x": _numbers(x[rows]), "y": _numbers(y[rows]),
+         "hoverinfo": "skip", "marker": ring}
+    ]  # fmt: skip
 
 
 def hypervolume_plot(view: RunView) -> Figure:
@@ -166,6 +183,10 @@ def hover(view: RunView, index: int) -> str:
         f"{known(metric).title}{f' ({device})' if device else ''}: {view.value_text(index, (metric, device))}"
         for metric, device in view.columns
     ]
+    found = {device: view.runs_of(index, (metric, device)) for metric, device in view.columns if metric == LATENCY}
+    for device, runs in found.items():
+        if runs is not None:
+            numbers.append(f"{runs.figures} ({device})" + (f", flags: {', '.join(runs.flags)}" if runs.flags else ""))
     lines = [f"<b>query {index + 1}</b>", escape(view.texts[index]), *map(escape, numbers)]
     return "<br>".join(lines)
 

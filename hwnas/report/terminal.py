@@ -12,10 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from hwnas.core.measurement import Measurement, Source
+from hwnas.core.objective import Constraint
 from hwnas.core.recommending import Portfolio, error_column, guessed, guessers, undecided
 from hwnas.core.wording import difference, known, percent, quantity, shortened
+from hwnas.profiling.runs import LATENCY, explained
 from hwnas.report.fitting import Fitting
-from hwnas.report.view import Column, RunView
+from hwnas.report.view import ABOVE, FLAGGED, Column, RunView
 
 STAR, KNEE, NEAREST, COMMON = "★", "◆", "≈", "●"
 _FEW, _REASON = 3, 200  # networks and reasons that are named; characters of one
@@ -44,13 +46,13 @@ def front_table(
         table.add_column(Text(f"{what.title}{unit}" + (f"\n{column[1]}" if column[1] else "")), justify="right")
     table.add_column("key" if keys else "architecture", overflow="fold")
     for index in shown:
-        values = [Text(view.value_text(index, column, unit=False)) for column in shown_columns]
+        values = [Text(view.cell_text(index, column)) for column in shown_columns]
         style = "bold green" if index == view.recommended else "yellow" if index == view.nearest else None
         name = view.state.architectures[index].key if keys else view.texts[index]
         table.add_row(marks(view, index), str(index + 1), *values, Text(name), style=style)
     left_out = [known(column[0]).title for column in view.columns if column not in shown_columns]
     more = [f"in a wider terminal also: {', '.join(left_out)}"] if left_out else []
-    table.caption = Text("\n".join(legend(view, shown_columns) + more))
+    table.caption = Text("\n".join(legend(view, shown_columns, shown) + more))
     return table
 
 
@@ -98,8 +100,8 @@ def marks(view: RunView, index: int) -> str:
     return "".join(mark for mark, marked in pairs if marked == index)
 
 
-def legend(view: RunView, columns: Sequence[Column]) -> list[str]:
-    """What the marks mean and, for each column, where its numbers come from and how sure they are."""
+def legend(view: RunView, columns: Sequence[Column], rows: Sequence[int]) -> list[str]:
+    """What the marks mean and, for each column, where the numbers of some rows come from and how sure they are."""
     lines = []
     if view.recommended is not None:
         knee = f"   {KNEE} knee" if view.knee is not None else ""
@@ -108,11 +110,24 @@ def legend(view: RunView, columns: Sequence[Column]) -> list[str]:
         )
     if view.nearest is not None:
         lines.append(f"{NEAREST} misses a budget by least")
+    lines += cell_legend(view, columns, rows)
     shown = view.recommended if view.recommended is not None else view.nearest
-    sure = {} if shown is None else view.certainties(shown)
+    sources = view.sources(rows)
     for column in columns:
-        words = sure.get(column)
-        lines.append(f"{view.title(column)}: {view.sources[column]}" + (f"; {words}" if words else ""))
+        words = "" if shown is None else view.certainty(shown, column)
+        lines.append(f"{view.title(column)}: {sources[column]}" + (f"; {words}" if words else ""))
+    return lines
+
+
+def cell_legend(view: RunView, columns: Sequence[Column], rows: Sequence[int]) -> list[str]:
+    """What the marks beside the figures of some rows mean; nothing where there are none."""
+    marked = {(i, column): view.cell_marks(i, column) for column in columns for i in rows}
+    flags = [flag for cell in marked if (runs := view.runs_of(*cell)) is not None for flag in runs.flags]
+    lines = []
+    if flags:
+        lines.append(f"{FLAGGED} flagged: {explained(flags)}")
+    if any(ABOVE in mark for mark in marked.values()):
+        lines.append(f"{ABOVE} latency within the budget, but the median or the 95th percentile of its runs above it")
     return lines
 
 
@@ -127,7 +142,9 @@ def sentences(view: RunView) -> list[str]:
         return ["Nothing was evaluated yet.", *_whole_run(view)]
     told = [] if view.device is not None else _stopped(view)
     if view.recommended is None:
-        return [*told, *_nothing_feasible(view, budgets), *_failures(view), *_left(view), *_whole_run(view)]
+        flagged = [] if view.nearest is None else _flagged(view, view.nearest)
+        last = [*flagged, *_failures(view), *_left(view), *_whole_run(view)]
+        return [*told, *_nothing_feasible(view, budgets), *last]
     column = (view.objective.metric, view.objective.device)
     if undecided(state):
         why = "the knee of the front" if view.by_knee else f"the best of the front by the weights {_weights(view)}"
@@ -136,7 +153,7 @@ def sentences(view: RunView) -> list[str]:
         under = f" with {budgets}" if budgets else ""
         told.append(f"Best {_title(view, column)}{under}: {view.value_text(view.recommended, column)}")
     told[-1] += f" ({view.texts[view.recommended]}, query {view.recommended + 1})."
-    told += [*_guessing(view), *_room(view), *_runner_up(view)]
+    told += [*_guessing(view), *_room(view), *_flagged(view, view.recommended), *_runner_up(view)]
     if view.weighted is not None and not undecided(state) and len(state.objectives) > 1:
         what = (
             "the same network"
@@ -181,7 +198,7 @@ def _portfolio(view: RunView) -> list[str]:
     where = f"It is on the front of {listed(fronts)}." if fronts else "It is on no device's own front."
     told = [f"To ship one network to {every}: {named}.", f"It is {behind}."]
     told += ["No other evaluated network has a smaller largest regret.", where, *_guessing(view), *_room(view)]
-    return [*told, *_whole_run(view)]
+    return [*told, *_flagged(view, chosen.index), *_whole_run(view)]
 
 
 def _unresolved(own: RunView, chosen: Portfolio) -> str:
@@ -344,7 +361,29 @@ def _room(view: RunView) -> list[str]:
         worst = None if row.interval is None else row.interval[1 if constraint.goal == "min" else 0]
         if worst is not None and constraint.violation(worst) > 0:
             text += f"; its interval reaches {quantity(row.metric, worst)}, beyond the budget: not certain"
-        told.append(text + ".")
+        told.append(f"{text}{_of_runs(view, view.recommended or 0, constraint)}.")
+    return told
+
+
+def _of_runs(view: RunView, index: int, budget: Constraint) -> str:
+    """How the single runs behind a latency went beside its budget: the figure is that of the machine's fast mode."""
+    runs = view.runs_of(index, (budget.metric, budget.device))
+    if runs is None or budget.metric != LATENCY:
+        return ""
+    beyond = runs.beyond(budget)
+    told = f"; within the budget, but {beyond}" if beyond else f"; {runs.figures}: within it as well"
+    return f"{told}; flags: {runs.flagged}" if runs.flags else told
+
+
+def _flagged(view: RunView, index: int) -> list[str]:
+    """The flags of a network's measurements on devices whose latency has no budget beside which they were told."""
+    told = []
+    bounded = {c.device for c in view.state.constraints if c.metric == LATENCY and index == view.recommended}
+    for device in dict.fromkeys(device for _, device in view.columns if device not in bounded):
+        found = (view.runs_of(index, column) for column in view.columns if column[1] == device)
+        runs = next((runs for runs in found if runs is not None), None)
+        if runs is not None and runs.flags:
+            told.append(f"Flags of its measurement on {device}: {runs.flagged}; {runs.figures}.")
     return told
 
 
@@ -359,7 +398,21 @@ def _runner_up(view: RunView) -> list[str]:
     if _tied(best, second):
         apart = difference(column[0], abs(second.value - best.value))
         text += f"; the difference of {apart} is inside the intervals: not resolved"
-    return [text + "."]
+    return [f"{text}{_less_sure(view, view.runner_up, view.recommended)}."]
+
+
+def _less_sure(view: RunView, index: int, other: int) -> str:
+    """Which numbers of an architecture are predicted, or measured by another protocol than another one's."""
+    told = []
+    for column in _wanted(view):
+        row, beside = view.measurement(index, column), view.measurement(other, column)
+        if row is None or beside is None or row.context == beside.context:
+            continue
+        if row.context.source is not beside.context.source:
+            told.append(f"{_title(view, column)} {row.context.source}, not {beside.context.source}")
+        elif row.context.fidelity != beside.context.fidelity and row.context.source is Source.MEASURED:
+            told.append(f"{_title(view, column)} only with {row.context.fidelity}")
+    return f" ({', '.join(told)})" if told else ""
 
 
 def _tied(one: Measurement, other: Measurement) -> bool:
@@ -397,7 +450,14 @@ def _ledger(view: RunView) -> list[str]:
     paid = f"Paid: {ledger.error_queries} error and {ledger.cost_queries} cost queries"
     if ledger.pretraining_labels:
         paid += f", {ledger.pretraining_labels} pretraining labels"
-    return [f"{paid}, {ledger.cpu_s:.1f} search CPU s, {ledger.wall_s:.1f} wall s."]
+    paid += f", {ledger.cpu_s:.1f} search CPU s, {ledger.wall_s:.1f} wall s"
+    after = ""
+    if ledger.final_measurements:
+        after = f"; then {ledger.final_measurements} final measurements in {ledger.final_wall_s:.1f} wall s"
+    if ledger.file_timings:
+        after += f"{' and' if after else '; then'} {ledger.file_timings} timings of exported files in "
+        after += f"{ledger.file_wall_s:.1f} wall s"
+    return [f"{paid}{after}."]
 
 
 def _values(view: RunView, index: int) -> str:

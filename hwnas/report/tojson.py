@@ -9,6 +9,7 @@ from hwnas.core.measurement import Measurement, Source
 from hwnas.core.metrics import METRICS
 from hwnas.core.stopping import Outlook
 from hwnas.core.wording import origin
+from hwnas.profiling.runs import FLAGS, LATENCY
 from hwnas.report.view import RunView
 
 SCHEMA = 1
@@ -21,8 +22,10 @@ def to_json(view: RunView) -> dict[str, Any]:
     present hypervolume; `missed`, with its 90 % interval `low` to `high`, as a share of the reachable hypervolume, up
     to `reference`, losses in the order of the front's objectives), evaluations, queries, space, seed, objectives,
     budgets, weights, feasible, recommended, nearest, knee, runner_up, front, hypervolume, failures, measured (by
-    device: noise floor, retests), ledger, config, command, versions, created. Architectures carry all their metrics, by
-    column: value, unit, source, context, interval, status.
+    device: noise floor, retests), flags (those of the measurements, with what they mean), ledger, config, command,
+    versions, created. Architectures carry all their metrics, by column: value, unit, source, context, interval, status.
+    Those of the front that were measured here also carry runs, by device: median and p95 of the single runs behind the
+    latency (ms), flags, and above_budget: which of the two are above the latency budget.
 
     With several fronts also: fronts (by device: objectives, budgets, weights, feasible, recommended, nearest, knee,
     runner_up, front, hypervolume, failures, expected) and portfolio (by device the regret or the violation, and its
@@ -47,6 +50,7 @@ def _run(view: RunView) -> dict[str, Any]:
         "seed": state.seed,
         **_goal(view),
         "measured": plain(view.measured),
+        "flags": {flag: FLAGS.get(flag, "") for flag in sorted({f for runs in view.runs.values() for f in runs.flags})},
         "ledger": view.ledger.to_json(),
         "config": plain(view.config),
         "command": view.command,
@@ -137,7 +141,20 @@ def architecture(view: RunView, index: int) -> dict[str, Any]:
         "recommended": index == view.recommended,
         **(_role(view, index) if view.devices else {}),
         "metrics": {row.column: _metric(row) for row in view.state.archive[index].measurements},
+        **_runs(view, index),
     }
+
+
+def _runs(view: RunView, index: int) -> dict[str, Any]:
+    """The single runs behind what was measured here, by device; nothing where nothing was."""
+    key = view.state.architectures[index].key
+    found = {}
+    for (network, device), runs in view.runs.items():
+        if network == key:
+            budgets = view.budgets_of((LATENCY, device))
+            above = dict.fromkeys(name for budget in budgets for name in runs.above(budget))
+            found[device] = {**runs.to_json(), "above_budget": list(above)}
+    return {"runs": found} if found else {}
 
 
 def _role(view: RunView, index: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import platform
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -21,8 +21,8 @@ from hwnas.core import pareto, picking
 from hwnas.core.architecture import Architecture
 from hwnas.core.graph import ArchGraph
 from hwnas.core.ledger import Ledger
-from hwnas.core.measurement import Context, Measurement
-from hwnas.core.objective import Objective
+from hwnas.core.measurement import Context, Measurement, Source
+from hwnas.core.objective import Constraint, Objective
 from hwnas.core.protocols import SearchSpace
 from hwnas.core.recommending import (
     Portfolio,
@@ -32,16 +32,21 @@ from hwnas.core.recommending import (
     presented,
     primary_objective,
     recommend,
+    runner_up,
     undecided,
     weights_of,
 )
 from hwnas.core.state import Evaluation, SearchState
 from hwnas.core.stopping import Outlook, Stopped, StopRule
-from hwnas.core.wording import certainty, digits, heading, known, provenances, quantity
+from hwnas.core.wording import certainty, digits, heading, known, origin, provenances, quantity
 from hwnas.optional import version
+from hwnas.profiling.record import Record
+from hwnas.profiling.runs import LATENCY, Runs
 
 Floats = NDArray[np.float64]
 Column = tuple[str, str | None]  # metric, device
+
+FLAGGED, ABOVE = "!", "▲"  # beside a figure: its measurement has flags; its median or 95th percentile misses the budget
 
 _OWN_REFERENCE = "worst value of this run plus 10 % of its range; not comparable between runs"
 _DISTRIBUTIONS = ("numpy", "torch", "pymoo", "moocore", "onnx", "onnxruntime", "plotly", "matplotlib")
@@ -88,6 +93,7 @@ class RunView:
         device: The device whose front this is, in a view of a search that has several.
         common: There, the archive index of the one network for all devices.
         exhausted: Whether every architecture of the space was evaluated.
+        runs: By architecture (key) and device: the single runs behind a figure that was measured here.
     """
 
     state: SearchState
@@ -108,6 +114,7 @@ class RunView:
     device: str | None = None
     common: int | None = None
     exhausted: bool = False
+    runs: Mapping[tuple[str, str], Runs] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -124,6 +131,7 @@ class RunView:
         extra: Sequence[Measurement] = (),
         notes: Sequence[str] = (),
         measured: Mapping[str, Mapping[str, Any]] | None = None,
+        certificates: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
         weights: Sequence[float] | None = None,
         rule: StopRule | None = None,
         run: str = "RUN",
@@ -143,6 +151,7 @@ class RunView:
             extra: Facts that the search did not see, e.g. the front's test error: shown, never searched on.
             notes: Sentences on how the numbers were measured.
             measured: For each device that was measured on: what `hwnas.finals.Finals.devices` says.
+            certificates: Records of measurements, as `hwnas.finals.Finals.certificates`.
             weights: `m` importances of the objectives, where the user gave some.
             rule: By which the search may end before its queries are spent; None for never.
             run: The run directory, for the commands that the report suggests.
@@ -167,6 +176,7 @@ class RunView:
             weights=None if weights is None else tuple(weights),
             rule=rule,
             exhausted=len(state.archive) == math.prod(space.choices),
+            runs=_runs(state, certificates or {}),
         )
 
     @cached_property
@@ -314,13 +324,7 @@ class RunView:
     @cached_property
     def runner_up(self) -> int | None:
         """The next best after the recommended one by what recommended it, or None; a knee has no second."""
-        if self.recommended is None or self.by_knee or self.devices:
-            return None
-        if self.weights is not None and undecided(self.state):
-            return by_weights(self.state, self.weights, place=1)
-        violations = self.state.violations.copy()
-        violations[self.recommended] = np.inf
-        return picking.best_under_budget(self.state.losses, violations, self.primary)
+        return runner_up(self.state, self.weights)
 
     @cached_property
     def nearest(self) -> int | None:
@@ -357,13 +361,30 @@ class RunView:
         rows = (row for evaluation in self.state.archive for row in evaluation.measurements)
         return dict(Counter(str(row.status) for row in rows if not row.status.has_value))
 
-    @cached_property
-    def sources(self) -> Mapping[Column, str]:
-        """For each column, in words, where its numbers come from; several are joined by ' | '."""
-        told: dict[Column, dict[Context, None]] = {column: {} for column in self.columns}
-        for _, j, row in self._cells():
-            told[self.columns[j]][row.context] = None
+    def sources(self, rows: Iterable[int]) -> Mapping[Column, str]:
+        """For each column, in words, where the numbers of some rows come from; several are joined by ' | '."""
+        told = self._contexts(rows)
         return {column: provenances(contexts) or "nothing measured" for column, contexts in told.items()}
+
+    @cached_property
+    def all_sources(self) -> Mapping[Column, str]:
+        """The same of all rows: those of the front in full; in short what only others have."""
+        shown = self.front or (() if self.nearest is None else (self.nearest,)) or range(self.n)
+        told, every = self.sources(shown), self._contexts(range(self.n))
+        found = {}
+        for column, contexts in self._contexts(shown).items():
+            others = dict.fromkeys(map(_short, every[column].keys() - contexts.keys()))
+            found[column] = told[column] + (f"; others also: {', '.join(sorted(others))}" if others else "")
+        return found
+
+    def _contexts(self, rows: Iterable[int]) -> dict[Column, dict[Context, None]]:
+        """For each column the contexts of its numbers."""
+        wanted = set(rows)
+        told: dict[Column, dict[Context, None]] = {column: {} for column in self.columns}
+        for i, j, row in self._cells():
+            if i in wanted:
+                told[self.columns[j]][row.context] = None
+        return told
 
     def measurement(self, index: int, column: Column) -> Measurement | None:
         """The measurement behind one cell of `values`."""
@@ -393,10 +414,38 @@ class RunView:
         name = known(row.metric).unit if unit else ""
         return f"{number} {wide} {name}".rstrip()
 
-    def certainties(self, index: int) -> dict[Column, str]:
-        """How sure each number of one architecture is, in words."""
-        rows = {column: self.measurement(index, column) for column in self.columns}
-        return {column: certainty(row) for column, row in rows.items() if row is not None}
+    def cell_text(self, index: int, column: Column) -> str:
+        """A value for tables: without its unit, with `FLAGGED` and `ABOVE` where they hold."""
+        return f"{self.value_text(index, column, unit=False)} {self.cell_marks(index, column)}".rstrip()
+
+    def cell_marks(self, index: int, column: Column) -> str:
+        """ "!" where the measurement behind a cell has flags; "▲" where a latency keeps its budget, but the median or
+        the 95th percentile of its runs does not."""
+        row, runs = self.measurement(index, column), self.runs_of(index, column)
+        if row is None or runs is None:
+            return ""
+        kept = [c for c in self.budgets_of(column) if column[0] == LATENCY and c.violation(row.promised(c.goal)) == 0]
+        return f"{FLAGGED if runs.flags else ''}{ABOVE if any(map(runs.above, kept)) else ''}"
+
+    def runs_of(self, index: int, column: Column) -> Runs | None:
+        """The single runs behind a time or an energy that was measured here; None for other numbers."""
+        metric, device = column
+        if metric not in _OF_RUNS or device is None:
+            return None
+        return self.runs.get((self.state.architectures[index].key, device))
+
+    def budgets_of(self, column: Column) -> list[Constraint]:
+        """The budgets of a column."""
+        return [budget for budget in self.state.constraints if (budget.metric, budget.device) == column]
+
+    def certainty(self, index: int, column: Column) -> str:
+        """How sure a number is, and how the single runs behind it went, in words; "" where there is none."""
+        row, runs = self.measurement(index, column), self.runs_of(index, column)
+        if row is None:
+            return ""
+        told = [certainty(row), runs.figures if runs is not None and column[0] == LATENCY else ""]
+        told.append(f"flags: {', '.join(runs.flags)}" if runs is not None and runs.flags else "")
+        return "; ".join(filter(None, told))
 
     def _cells(self) -> list[tuple[int, int, Measurement]]:
         rows = (
@@ -451,6 +500,40 @@ def live_graph(graph: ArchGraph) -> ArchGraph:
     number = {old: new for new, old in enumerate(i for i, op in enumerate(graph.ops) if op != "none")}
     edges = tuple((number[s], number[t]) for s, t in graph.edges if s in number and t in number)
     return ArchGraph(tuple(graph.ops[i] for i in number), edges).pruned()
+
+
+def _short(context: Context) -> str:
+    return origin(context) + (f" ({context.fidelity})" if context.fidelity else "")
+
+
+_OF_RUNS = (LATENCY, "cpu_time_ms", "energy_mj")  # what a busy machine changes
+
+
+def _runs(
+    state: SearchState, certificates: Mapping[str, Mapping[str, Mapping[str, Any]]]
+) -> dict[tuple[str, str], Runs]:
+    """Runs by architecture and device, of records that the archive's numbers are really from."""
+    found = {}
+    for evaluation in state.archive:
+        key = evaluation.architecture.key
+        for device, told in certificates.get(key, {}).items():
+            try:
+                record = Record.from_json({name: value for name, value in told.items() if name != "batch"})
+            except ValueError:  # of another version of hwnas, which may have said other things
+                continue
+            runs = Runs.of(record)
+            if runs is None or record.latency is None:
+                continue
+            energy = None if record.energy is None else record.energy.energy_mj
+            figures = dict(zip(_OF_RUNS, (record.latency.value, record.latency.cpu_time, energy), strict=True))
+            if any(
+                row.context.device == device
+                and row.context.source is Source.MEASURED
+                and figures.get(row.metric) == row.value
+                for row in evaluation.measurements
+            ):
+                found[key, device] = runs
+    return found
 
 
 def _repeatability(told: Mapping[str, Any]) -> dict[str, Any]:
