@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from hwnas import api
+from hwnas import api, report
 from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Context, Measurement, Source
 from hwnas.core.objective import Constraint
@@ -23,6 +23,7 @@ from hwnas.core.state import Evaluation
 from hwnas.evaluators.measured import FileTiming
 from hwnas.finals import Finals, check_exported
 from hwnas.profiling.protocol import PROTOCOLS
+from hwnas.profiling.runs import FLAGS, Runs
 from hwnas.progress import Measuring, Progress
 from hwnas.report import html
 
@@ -127,6 +128,49 @@ def test_reports_tell_noise_floor_and_retests(run: tuple[api.SearchResult, objec
     assert "Measured on cpu" in page
     assert "noise_floor" in page
     assert "±" in page
+
+
+def test_how_the_single_runs_went_comes_with_the_result_and_again_from_its_directory(
+    run: tuple[api.SearchResult, object],
+) -> None:
+    result, _ = run
+    assert result.folder is not None
+    samples = np.load(result.folder / "samples" / "cpu-1.npz")
+    again = api.load(result.folder)
+    told = json.loads((result.folder / "front.json").read_text())
+    assert [entry["key"] for entry in told["front"]] == [found.architecture.key for found in result.front]
+    for found, loaded, entry in zip(result.front, again.front, told["front"], strict=True):
+        runs = found.runs["cpu"]
+        walls = samples[f"final/{result.finals.devices['cpu']['networks'][found.architecture.key]}"][:, 1] * 1e-6
+        level = result.finals.certificates[found.architecture.key]["cpu"]["latency"]["level"]
+        assert runs.median == pytest.approx(np.median(walls) * math.exp(-level))
+        assert runs.p95 == pytest.approx(np.quantile(walls, 0.95) * math.exp(-level))
+        assert loaded.runs == found.runs
+        assert entry["runs"]["cpu"] == {**runs.to_json(), "above_budget": []}
+        assert set(runs.flags) <= told["flags"].keys() <= FLAGS.keys()
+    assert again.to_json()["front"] == told["front"]
+    assert report.sentences(again.view) == report.sentences(result.view)
+    assert "within it as well" in " ".join(report.sentences(result.view))
+    for timed in result.finals.exported.values():
+        assert 0 < timed["cpu"]["runs"]["median"] <= timed["cpu"]["runs"]["p95"]
+
+
+def test_the_runner_up_is_measured_with_care_and_what_was_paid_after_the_search_is_counted(
+    run: tuple[api.SearchResult, object],
+) -> None:
+    result, _ = run
+    assert result.folder is not None
+    assert result.view.runner_up is not None
+    second = result.view.state.archive[result.view.runner_up].find("latency_ms", "cpu")
+    assert second is not None
+    assert str(second.context.fidelity).startswith("protocol final")
+    assert result.view.runs[second.architecture.key, "cpu"]
+    ledger = api.load(result.folder).ledger
+    assert ledger == result.ledger
+    careful = sum("final" in str(row.context.fidelity) for e in result.state.archive for row in e.measurements[1:2])
+    assert ledger.final_measurements == careful >= len(result.front)
+    assert ledger.file_timings == len(result.front)
+    assert min(ledger.final_wall_s, ledger.file_wall_s) > 0
 
 
 def test_each_device_measures_its_own_front_with_care_and_the_network_for_all(
@@ -250,6 +294,22 @@ def test_a_budget_is_kept_at_the_pace_of_now_and_at_that_of_the_front(slower: fl
     assert told["kept"] is kept
     assert ("NOT certainly within the budget" in told["message"]) is not kept
     assert f"{abs(math.expm1(slower)):.0%} {'slower' if slower > 0 else 'faster'} now" in told["message"] or not slower
+
+
+def test_of_a_file_it_is_said_where_its_runs_were_above_the_budget() -> None:
+    architecture = Architecture("toy", (0, 0, 0, 0))
+    context = Context(Source.MEASURED, device="box")
+    timed = FileTiming(1.0, 0.95, 1.05, 0.0, Runs(2.41, 3.1, ("busy",)))
+    meter = SimpleNamespace(measure_files=lambda paths: [timed], context=lambda metric, final: context)
+    budget = Constraint("latency_ms", 2.0, "box")
+    assembly: Any = SimpleNamespace(measured=(SimpleNamespace(device="box", meter=meter),), constraints=(budget,))
+    told = check_exported(assembly, {Path("net.onnx"): Evaluation(architecture, ())})["net.onnx"]["box"]
+    assert told["kept"]
+    assert told["runs"] == {"median": 2.41, "p95": 3.1, "flags": ["busy"]}
+    assert told["message"].endswith(
+        "within the budget of 2.000 ms (the median of its runs was 2.410 ms and their 95th percentile 3.100 ms, above "
+        f"it); flags: busy ({FLAGS['busy']})."
+    )
 
 
 def test_of_a_front_that_misses_its_budget_the_files_are_named() -> None:

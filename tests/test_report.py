@@ -8,6 +8,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,12 @@ from hwnas.core.measurement import Context, Measurement, Source, Status
 from hwnas.core.objective import Constraint, Objective
 from hwnas.core.state import SearchState
 from hwnas.core.wording import certainty, origin, origins, provenance
+from hwnas.profiling import bench
+from hwnas.profiling.record import Latency, Record, Setup, Subject
+from hwnas.profiling.runs import FLAGS
+from hwnas.profiling.statistics import Spread
 from hwnas.progress import Progress
-from hwnas.report.axes import feasible_area, groups, projections, staircase
+from hwnas.report.axes import MARKED, feasible_area, groups, projections, staircase
 from hwnas.report.cells import BOX, HEIGHT, cell_svg, layout, short
 from hwnas.report.plots import every_plot
 from hwnas.report.view import hypervolume_curve, live_graph
@@ -872,3 +877,146 @@ def test_weights_do_not_pick_a_guesser_and_a_budget_that_does_is_told() -> None:
     view = view_of(replace(state, constraints=(Constraint("val_error_pct", 95.0),)))
     assert view.measurement(view.recommended or 0, ERROR).value == 90.0
     assert any("recommended network classifies no better than guessing" in told for told in report.sentences(view))
+
+
+# -- how the single runs behind a measured latency went ----------------------------------------------------------------
+
+
+def of_runs(median: float, p95: float, *flags: str, value: float = 1.0) -> dict[str, Any]:
+    """A record of a measurement as runs keep it."""
+    plain = dict.fromkeys(("minimum", "mean", "p90", "iqr", "mad", "cov"), 1.0)
+    counts = dict.fromkeys(("low", "high", "mild", "severe", "samples"), 9)
+    latency = Latency(
+        value=value, low=0.97 * value, high=1.03 * value, half_within=0.01, sigma_session=0.025, calibrated=False,
+        minimum=value, polished=value, level=0.0, spread=Spread(median=median, p95=p95, p99=None, **plain, **counts),
+    )  # fmt: skip
+    setup = Setup("ort-cpu", "a box", "1234", {}, (), {}, {"name": "final"})
+    return {"batch": 1, **Record(Subject("net"), setup, Status.OK, latency=latency, flags=flags).to_json()}
+
+
+def run_view(certificates: list[dict[str, Any]], bound: float | None = 2.0, **more: Any) -> report.RunView:
+    """A search whose networks, each a bit better than the one before, took 1 ms, with these records."""
+    constraints = () if bound is None else (Constraint("latency_ms", bound, DEVICE),)
+    state = SearchState("toy", (Objective(*ERROR), Objective(*LATENCY)), constraints, queries=9)
+    rows = [measured(i, 40.0 - i, 1.0 + 0.1 * i, 0.03) for i in range(len(certificates))]
+    state = state.tell([row for pair in rows for row in pair])
+    kept = {pair[0].architecture.key: {DEVICE: told} for pair, told in zip(rows, certificates, strict=True)}
+    return view_of(state, certificates=kept, **more)
+
+
+def test_runs_above_the_budget_are_said_beside_within_the_budget() -> None:
+    view = run_view([of_runs(2.41, 3.1, "busy", "cold")])
+    told = " ".join(report.sentences(view))
+    assert (
+        "It uses 50.0 % of the latency budget (1.000 ms); within the budget, but the median of its runs was 2.410 ms "
+        f"and their 95th percentile 3.100 ms, above it; flags: busy ({FLAGS['busy']}), cold ({FLAGS['cold']})."
+    ) in told
+    assert view.cell_text(0, LATENCY) == "1.000 ± 0.030 !▲"
+    table = " ".join(text(report.front_table(view), width=400).split())
+    assert f"! flagged: busy ({FLAGS['busy']}), cold ({FLAGS['cold']})" in table
+    assert "▲ latency within the budget, but the median or the 95th percentile of its runs above it" in table
+    assert "median of its runs 2.410 ms, 95th percentile 3.100 ms; flags: busy, cold" in table
+    page = "".join(Page(report.html(view)).visible)
+    for shown in (page, "".join(Page(report.repr_html(view)).visible)):
+        assert "1.000 ± 0.030 !▲" in shown
+        assert f"! flagged: busy ({FLAGS['busy']})" in shown
+        assert "the median of its runs was 2.410 ms" in shown
+    found = json.loads(json.dumps(report.to_json(view), allow_nan=False))
+    above = {"median": 2.41, "p95": 3.1, "flags": ["busy", "cold"], "above_budget": ["median", "p95"]}
+    assert found["recommended"]["runs"] == found["front"][0]["runs"] == {DEVICE: above}
+    assert found["flags"] == {flag: FLAGS[flag] for flag in ("busy", "cold")}
+    assert found["recommended"]["feasible"]
+
+
+@pytest.mark.parametrize(
+    ("runs", "mark", "said"),
+    [
+        (of_runs(1.1, 2.2), "▲", "; within the budget, but the 95th percentile of its runs was 2.200 ms, above it."),
+        (of_runs(1.1, 1.9), "", "; median of its runs 1.100 ms, 95th percentile 1.900 ms: within it as well."),
+        (of_runs(1.1, 1.9, "cached"), "!", f": within it as well; flags: cached ({FLAGS['cached']})."),
+        (of_runs(1.1, 1.9, "of tomorrow"), "!", ": within it as well; flags: of tomorrow."),
+        (of_runs(9.0, 9.9, "busy", value=1.5), "", "(1.000 ms). "),  # the record of another measurement than the row's
+        ({**of_runs(9.0, 9.9, "busy"), "version": 99}, "", "(1.000 ms). "),
+    ],
+)
+def test_what_is_said_of_runs(runs: dict[str, Any], mark: str, said: str) -> None:
+    view = run_view([runs])
+    assert said in " ".join(report.sentences(view))
+    assert view.cell_marks(0, LATENCY) == mark
+
+
+def test_flags_are_told_without_a_budget_and_of_the_nearest() -> None:
+    runs = [of_runs(1.2, 1.3, "bimodal")]
+    sentence = f"Flags of its measurement on {DEVICE}: bimodal ({FLAGS['bimodal']}); median of its runs 1.200 ms"
+    for bound in (None, 0.5):
+        view = run_view(runs, bound)
+        assert (view.recommended is None) is (bound is not None)
+        assert sentence in " ".join(report.sentences(view))
+        assert view.cell_marks(0, LATENCY) == "!"
+
+
+def test_pictures_ring_what_is_flagged_and_tell_the_noise_floor() -> None:
+    fine, flagged = of_runs(1.0, 1.1), of_runs(1.1, 1.2, "busy", value=1.1)
+    floor = {DEVICE: {"noise_floor": 0.031, "calibrated": False}}
+    for view, rings in (run_view([fine, flagged], measured=floor), [1.1]), (run_view([fine], measured=floor), []):
+        (plot,) = (each for name, each in every_plot(view).items() if name == "front-0")
+        drawn = [trace for trace in plot["data"] if trace["name"] == MARKED]
+        assert [x for trace in drawn for x in trace["x"]] == rings
+        points = [trace for trace in plot["data"] if trace["mode"] == "markers" and trace["name"] != MARKED]
+        assert points
+        assert all("error_x" in trace for trace in points)
+        (axes,) = report.front_figure(view).axes
+        assert (MARKED in axes.get_legend_handles_labels()[1]) is bool(rings)
+        assert f"noise floor of {DEVICE}, 3.1% between sessions (assumed)" in " ".join(axes.get_title("left").split())
+    hover = " ".join(next(t for t in plot["data"] if t["name"] == "recommended")["hovertext"])
+    assert "median of its runs 1.000 ms" in hover
+
+
+def test_sources_under_a_front_are_those_of_its_rows() -> None:
+    state = run_view([of_runs(1.0, 1.1)] * 2).state
+    rows = [row for e in state.archive for row in e.measurements]
+    early = replace(rows[1], context=replace(rows[1].context, source=Source.PREDICTED), value=1.9, interval=(1.8, 2.1))
+    state = replace(state, archive=()).tell([rows[0], early, *rows[2:]])
+    view = view_of(state)
+    assert view.front == (1,)  # the other one may be above the budget
+    assert "predicted" not in text(report.front_table(view), width=400)
+    assert view.all_sources[LATENCY].startswith("measured: ")
+    assert view.all_sources[LATENCY].endswith("; others also: predicted")
+    assert "others also: predicted" in "".join(Page(report.html(view)).visible)
+
+
+def test_a_runner_up_that_is_less_sure_is_said_to_be() -> None:
+    state = run_view([of_runs(1.0, 1.1)] * 2).state
+    rows = [row for e in state.archive for row in e.measurements]
+    for change, said in (
+        ({"source": Source.PREDICTED}, "(latency predicted, not measured)"),
+        ({"fidelity": "protocol quick"}, "(latency only with protocol quick)"),
+        ({}, ""),
+    ):
+        second = replace(rows[1], context=replace(rows[1].context, **change))
+        told = report.sentences(view_of(replace(state, archive=()).tell([rows[0], second, *rows[2:]])))
+        (sentence,) = (each for each in told if each.startswith("Runner-up: "))
+        assert sentence.endswith(f"{said}.")
+        assert ("(latency" in sentence) is bool(said)
+
+
+def test_what_was_paid_after_a_search_is_told_apart() -> None:
+    state = search()
+    paid = Ledger(error_queries=3, wall_s=1.0, final_measurements=4, final_wall_s=20.0, file_timings=2, file_wall_s=9.5)
+    told = report.sentences(report.RunView.of(state, paid, SPACE, CONFIG))
+    assert told[-1].endswith(
+        "1.0 wall s; then 4 final measurements in 20.0 wall s and 2 timings of exported files in 9.5 wall s."
+    )
+    assert "then" not in report.sentences(view_of(state))[-1]
+
+
+def test_every_flag_of_a_measurement_has_a_meaning_which_the_docs_give_as_well() -> None:
+    busy = {"psi_avg10": 99.0, "throttle_reasons": "0x8"}
+    session: Any = SimpleNamespace(before=busy, after={})
+    loaded: Any = SimpleNamespace(warm={"steady": False})
+    samples = np.ones((9, 7))  # of each, the context switches as well
+    given = bench._flags(0.0, 1.0, 1.0, samples, loaded, session)
+    assert {*given, "cached"} == FLAGS.keys()
+    docs = (Path(__file__).parents[1] / "docs" / "profiling.md").read_text(encoding="utf-8")
+    for flag, meaning in FLAGS.items():
+        assert f"| `{flag}` | {meaning} |" in docs

@@ -118,9 +118,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # what differs between two runs of the same search on the same machine
 WHEN = {"started", "created", "date", "recorded", "run_id", "folder", "run", "command"}
 HOW_FAST = {"conditions", "flags", "cpu_s", "wall_s", "first_run", "load_s", "build_s", "warm_runs", "samples", "level"}
+# a session that is continued pays for what a killed one had not finished again
+PAID_AGAIN = {"final_wall_s", "file_wall_s", "file_timings"}
 UNCORRECTED = {"cpu_time", "cpu_low", "cpu_high"}
 OF_EQUALS = {"relative", "tau", "retest_rel", "retest_tau"}  # of figures that are equal but for the last digit
-GONE = WHEN | HOW_FAST | UNCORRECTED | OF_EQUALS
+GONE = WHEN | HOW_FAST | PAID_AGAIN | UNCORRECTED | OF_EQUALS
 
 
 def leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:

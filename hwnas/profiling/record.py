@@ -168,7 +168,7 @@ class Record:
         memory: None where it was not asked for.
         energy: None where it was not asked for.
         conditions: State of the machine before and after.
-        flags: "bimodal", "drift", "busy", "preempted", "throttled", "cold".
+        flags: Words of `hwnas.profiling.runs.FLAGS`.
         retries: How often it was tried again.
     """
 
