@@ -26,8 +26,10 @@ from hwnas.core.state import Evaluation, SearchState
 from hwnas.core.stopping import Stopped
 from hwnas.core.wording import origin, origins, quantity
 from hwnas.errors import ExportFailed, InvalidSetting, RunCorrupt, RunError, UsageError
+from hwnas.evaluators.measured import notes_topic
 from hwnas.finals import (
     Finals,
+    certificates_so_far,
     check_exported,
     keep_samples,
     measure_front,
@@ -698,6 +700,10 @@ def load(run: str | Path) -> SearchResult:
         outlooks = directory.store.outlooks()
         rows = directory.store.rows()
         paid = None if saved is None else with_paid(saved[3], directory.store)
+        finals = Finals.read(directory.path)
+        # of a run that has come to its end, the finals have all that is told of its measurements
+        devices = {row.context.device for row in rows if row.context.source is Source.MEASURED} - {None}
+        notes = {str(d): directory.store.notes(notes_topic(str(d))) for d in devices} if not finals.devices else {}
         resolved = directory.info.get("resolved", {})
         made_by = directory.command or command(config)
         try:
@@ -723,7 +729,9 @@ def load(run: str | Path) -> SearchResult:
     told = {(metric, device) for metric, device in wanted}
     reported = tuple(row for row in rows if row.architecture in front and (row.metric, row.context.device) not in told)
     ledger = replace(paid, reported=len(reported))
-    return SearchResult(state, ledger, space, config, reported, Path(run), Finals.read(Path(run)), made_by, weights)
+    if notes:
+        finals = replace(finals, certificates=certificates_so_far(notes, state))
+    return SearchResult(state, ledger, space, config, reported, Path(run), finals, made_by, weights)
 
 
 def _amended(state: SearchState, rows: Sequence[Measurement]) -> SearchState:

@@ -36,6 +36,7 @@ from hwnas.core.wording import quantity
 from hwnas.devices import load_device
 from hwnas.errors import HwnasError, RunCorrupt, RunError
 from hwnas.evaluators.measured import LATENCY, FileTiming, MeasuredEvaluator
+from hwnas.evaluators.meter import noted
 from hwnas.profiling import host
 from hwnas.profiling.bench import DRIFT
 from hwnas.profiling.profiler import choose_runtime
@@ -258,6 +259,30 @@ def _nearest(state: SearchState, device: str) -> list[Architecture]:
     goals = [goal for goal in _goals(state, device) if len(goal.archive) and not len(goal.front_indices)]
     found = [picking.nearest_to_feasible(goal.losses, goal.violations) for goal in goals]
     return [state.architectures[index] for index in found if index is not None]
+
+
+def certificates_so_far(
+    notes: Mapping[str, Sequence[Mapping[str, Any]]], state: SearchState
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """As `Finals.certificates`, of the front of a search that has not come to its end.
+
+    Args:
+        notes: What the run's store has noted, by device.
+        state: What the run's store holds.
+
+    Raises:
+        RunCorrupt: What is noted of a device cannot be read.
+    """
+    front = {state.architectures[i] for i in state.front_indices}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for device, told in notes.items():
+        try:
+            for _, architecture, record in noted(told):
+                if architecture in front:
+                    found.setdefault(architecture.key, {})[device] = record.to_json()
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunCorrupt(f"what the run noted of device {device} cannot be read ({error})") from error
+    return found
 
 
 def keep_samples(assembly: Assembly, folder: Path) -> None:

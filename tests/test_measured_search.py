@@ -150,7 +150,7 @@ def test_how_the_single_runs_went_comes_with_the_result_and_again_from_its_direc
         assert set(runs.flags) <= told["flags"].keys() <= FLAGS.keys()
     assert again.to_json()["front"] == told["front"]
     assert report.sentences(again.view) == report.sentences(result.view)
-    assert "within it as well" in " ".join(report.sentences(result.view))
+    assert "within the budget as well" in " ".join(report.sentences(result.view))
     for timed in result.finals.exported.values():
         assert 0 < timed["cpu"]["runs"]["median"] <= timed["cpu"]["runs"]["p95"]
 
@@ -212,7 +212,9 @@ def test_each_device_measures_its_own_front_with_care_and_the_network_for_all(
     ]
 
 
-def test_a_search_that_is_stopped_keeps_its_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_that_is_stopped_keeps_its_samples_and_tells_of_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HWNAS_CACHE", str(tmp_path / "cache"))
     given = {
         "devices": ["cpu"],
@@ -228,6 +230,8 @@ def test_a_search_that_is_stopped_keeps_its_samples(tmp_path: Path, monkeypatch:
 
     with pytest.raises(KeyboardInterrupt):
         api.open_run(given, out=tmp_path / "run").finish(on_step=stop)
+    (network,) = api.load(tmp_path / "run").front
+    assert 0 < network.runs["cpu"].median <= network.runs["cpu"].p95
     assert len(np.load(tmp_path / "run" / "samples" / "cpu-1.npz").files) == 1
 
 

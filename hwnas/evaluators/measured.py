@@ -202,7 +202,7 @@ class MeasuredEvaluator:
             RunIncompatible: The run measured with other settings of the device.
             RunCorrupt: What is noted there cannot be read.
         """
-        topic = f"measured@{self.device}"
+        topic = notes_topic(self.device)
         notes = store.notes(topic)
         self._note = partial(store.note, topic)
         try:
@@ -342,6 +342,11 @@ class MeasuredEvaluator:
         context = self.meter.context(metric)
         assert context is not None, f"{self.device} tells no {metric}"
         return context
+
+
+def notes_topic(device: str) -> str:
+    """The topic of a run's notes on a device."""
+    return f"measured@{device}"
 
 
 def _predicted(measured: Context) -> Context:

@@ -97,18 +97,11 @@ class SpaceMeter:
 
     def join(self, notes: Sequence[Mapping[str, Any]], note: Note) -> None:
         """See `hwnas.evaluators.measured.Meter`."""
-        asked: dict[str, Mapping[str, str]] = {}
         for told in notes:
             if told["what"] == "asked":
-                asked[told["protocol"]] = told["networks"]
                 self._networks |= {Architecture.from_key(key): name for key, name in told["networks"].items()}
-            elif told["what"] in ("batch", "kept"):
-                records = {record["subject"]["id"]: record for record in told["records"]}
-                for key, name in asked.get(told["protocol"], {}).items():
-                    if name in records:
-                        architecture = Architecture.from_key(key)
-                        record = Record.from_json(records[name])
-                        self.records[architecture] = self._earlier[told["protocol"], architecture] = record
+        for protocol_name, architecture, record in noted(notes):
+            self.records[architecture] = self._earlier[protocol_name, architecture] = record
         self._note = note
         self.profiler.join(notes, note, self._find)
 
@@ -236,6 +229,23 @@ class SpaceMeter:
         if architecture is None or self._export(architecture) is not None:
             return None
         return self._exported[architecture]
+
+
+def noted(notes: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Architecture, Record]]:
+    """What a run's notes on a device tell of measurements, in order: protocol, architecture and record.
+
+    Raises:
+        KeyError, TypeError, ValueError: The notes are damaged.
+    """
+    asked: dict[str, Mapping[str, str]] = {}
+    for told in notes:
+        if told["what"] == "asked":
+            asked[told["protocol"]] = told["networks"]
+        elif told["what"] in ("batch", "kept"):
+            records = {record["subject"]["id"]: record for record in told["records"]}
+            for key, name in asked.get(told["protocol"], {}).items():
+                if name in records:
+                    yield told["protocol"], Architecture.from_key(key), Record.from_json(records[name])
 
 
 def measurement(record: Record, architecture: Architecture, metric: str, context: Context) -> Measurement:

@@ -371,7 +371,7 @@ def _of_runs(view: RunView, index: int, budget: Constraint) -> str:
     if runs is None or budget.metric != LATENCY:
         return ""
     beyond = runs.beyond(budget)
-    told = f"; within the budget, but {beyond}" if beyond else f"; {runs.figures}: within it as well"
+    told = f"; within the budget, but {beyond}" if beyond else f"; {runs.figures}: within the budget as well"
     return f"{told}; flags: {runs.flagged}" if runs.flags else told
 
 
@@ -398,7 +398,12 @@ def _runner_up(view: RunView) -> list[str]:
     if _tied(best, second):
         apart = difference(column[0], abs(second.value - best.value))
         text += f"; the difference of {apart} is inside the intervals: not resolved"
-    return [f"{text}{_less_sure(view, view.runner_up, view.recommended)}."]
+    text += _less_sure(view, view.runner_up, view.recommended)
+    for budget in view.state.constraints:
+        runs = view.runs_of(view.runner_up, (budget.metric, budget.device))
+        if runs is not None and budget.metric == LATENCY and (beyond := runs.beyond(budget)):
+            text += f"; within the budget, but {beyond}"
+    return [f"{text}."]
 
 
 def _less_sure(view: RunView, index: int, other: int) -> str:
