@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from hwnas.core.architecture import Architecture
+from hwnas.core.ledger import Ledger
 from hwnas.core.measurement import Context, Measurement, Source, Status
 from hwnas.core.objective import Constraint, Objective
 from hwnas.core.state import SearchState
 from hwnas.errors import RunCorrupt
 from hwnas.evaluators.measured import LATENCY, MeasuredEvaluator, Screening
-from hwnas.finals import hopeful
+from hwnas.finals import hopeful, measure_front, note_paid, with_paid
 from hwnas.measure import Measure
 from hwnas.spaces.codes import sample
 from hwnas.stores.memory import MemoryStore
@@ -286,3 +288,48 @@ def test_what_a_machine_at_another_pace_leaves_open_is_measured_again() -> None:
         state = SearchState("toy", objectives, constraints=constraints, queries=2).tell(rows)
         assert hopeful(state) == chosen[:1]
         assert hopeful(state, lambda row: 0.1 if row.context == MEASURED else 0.0) == chosen
+
+
+class Careful(Stopwatch):
+    """Its final figures have a context of their own."""
+
+    def context(self, metric: str, *, final: bool = False) -> Context | None:
+        return replace(MEASURED, fidelity="final") if final and metric == LATENCY else super().context(metric)
+
+    def measure(
+        self, architectures: Sequence[Architecture], *, final: bool = False
+    ) -> Iterator[Mapping[str, Measurement]]:
+        for rows in super().measure(architectures, final=final):
+            yield {LATENCY: replace(rows[LATENCY], context=self.context(LATENCY, final=final) or MEASURED)}
+
+    def drift(self) -> float:
+        return 0.0
+
+
+def test_the_runner_up_is_measured_with_care_where_it_is_on_no_front_as_well() -> None:
+    best, second, fast, slow = (Architecture("toy", c) for c in ((1, 1, 0, 0), (0, 1, 1, 0), (0,) * 4, (2, 2, 2, 2)))
+    error = Context(Source.TABLE, dataset=DATASET)
+    meter = Careful()
+    evaluator = MeasuredEvaluator(DEVICE, meter)
+    rows = [Measurement(a, "val_error_pct", e, error) for a, e in ((best, 10.0), (second, 11.0), (fast, 12.0))]
+    rows.append(Measurement(slow, "val_error_pct", 11.5, error))
+    rows += list(evaluator.evaluate([best, second, fast, slow], WANTED))
+    objectives = (Objective("val_error_pct"), Objective(LATENCY, DEVICE))
+    state = SearchState("toy", objectives, (Constraint(LATENCY, 20.0, DEVICE),), queries=4).tell(rows)
+    assert hopeful(state) == [best, fast]
+    assembly: Any = SimpleNamespace(measured=[evaluator], plan=[(WANTED[0], evaluator)], weights=None)
+    after, made = measure_front(assembly, MemoryStore(), state)
+    careful = [e.architecture for e in after.archive if (row := e.find(*WANTED[0])) and row.context.fidelity == "final"]
+    assert careful == [best, second, fast]
+    assert made == 3
+    assert [asked for asked in meter.asked if asked[1]] == [(best, True), (fast, True), (second, True)]
+
+
+def test_what_was_paid_after_a_search_adds_up_over_sessions() -> None:
+    store = MemoryStore()
+    assert with_paid(Ledger(wall_s=1.0), store) == Ledger(wall_s=1.0)
+    for finals, files in ((30.0, 8.0), (0.5, 9.0)):  # continued after its end: nothing new, but the files once more
+        note_paid(store, "finals", 3, finals)
+        note_paid(store, "files", 2, files)
+    paid = Ledger(wall_s=1.0, final_measurements=3, final_wall_s=30.5, file_timings=4, file_wall_s=17.0)
+    assert with_paid(Ledger(wall_s=1.0), store) == paid
