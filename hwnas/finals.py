@@ -357,7 +357,7 @@ def _checked(
             f"; the front says {quantity(LATENCY, row.value)}, and the intervals do not meet: this machine does "
             "not repeat its figures that well now"
         )
-    if told.runs is not None and told.runs.flags:
+    if told.runs is not None and told.runs.doubts:
         message += f"; flags: {told.runs.flagged}"
     return {
         "latency_ms": value,

@@ -933,7 +933,8 @@ def test_runs_above_the_budget_are_said_beside_within_the_budget() -> None:
     [
         (of_runs(1.1, 2.2), "▲", "; within the budget, but the 95th percentile of its runs was 2.200 ms, above it."),
         (of_runs(1.1, 1.9), "", "; median of its runs 1.100 ms, 95th percentile 1.900 ms: within the budget as well."),
-        (of_runs(1.1, 1.9, "cached"), "!", f": within the budget as well; flags: cached ({FLAGS['cached']})."),
+        (of_runs(1.1, 1.9, "cached"), "", "95th percentile 1.900 ms: within the budget as well."),
+        (of_runs(1.1, 1.9, "cold", "cached"), "!", f": within the budget as well; flags: cold ({FLAGS['cold']})."),
         (of_runs(1.1, 1.9, "of tomorrow"), "!", ": within the budget as well; flags: of tomorrow."),
         (of_runs(9.0, 9.9, "busy", value=1.5), "", "(1.000 ms). "),  # the record of another measurement than the row's
         ({**of_runs(9.0, 9.9, "busy"), "version": 99}, "", "(1.000 ms). "),

@@ -57,14 +57,19 @@ class Runs:
         return cls(factor * spread.median, factor * spread.p95, tuple(record.flags))
 
     @property
+    def doubts(self) -> tuple[str, ...]:
+        """The flags that a reader should doubt the figure for: a kept figure is as good as a new one."""
+        return doubtful(self.flags)
+
+    @property
     def figures(self) -> str:
         """Median and 95th percentile in words."""
         return f"median of its runs {quantity(LATENCY, self.median)}, 95th percentile {quantity(LATENCY, self.p95)}"
 
     @property
     def flagged(self) -> str:
-        """Its flags with what they mean; "" where there are none."""
-        return explained(self.flags)
+        """What to doubt it for, with what that means; "" where there is nothing."""
+        return explained(self.doubts)
 
     def above(self, budget: Constraint) -> tuple[str, ...]:
         """What of the runs misses a latency budget: "median", "p95", both or nothing."""
@@ -83,6 +88,11 @@ class Runs:
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
         return {**dataclasses.asdict(self), "flags": list(self.flags)}
+
+
+def doubtful(flags: Iterable[str]) -> tuple[str, ...]:
+    """Those of some flags that say something against a figure."""
+    return tuple(flag for flag in flags if flag != "cached")
 
 
 def explained(flags: Iterable[str]) -> str:

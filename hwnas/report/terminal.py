@@ -122,7 +122,7 @@ def legend(view: RunView, columns: Sequence[Column], rows: Sequence[int]) -> lis
 def cell_legend(view: RunView, columns: Sequence[Column], rows: Sequence[int]) -> list[str]:
     """What the marks beside the figures of some rows mean; nothing where there are none."""
     marked = {(i, column): view.cell_marks(i, column) for column in columns for i in rows}
-    flags = [flag for cell in marked if (runs := view.runs_of(*cell)) is not None for flag in runs.flags]
+    flags = [flag for cell in marked if (runs := view.runs_of(*cell)) is not None for flag in runs.doubts]
     lines = []
     if flags:
         lines.append(f"{FLAGGED} flagged: {explained(flags)}")
@@ -372,7 +372,7 @@ def _of_runs(view: RunView, index: int, budget: Constraint) -> str:
         return ""
     beyond = runs.beyond(budget)
     told = f"; within the budget, but {beyond}" if beyond else f"; {runs.figures}: within the budget as well"
-    return f"{told}; flags: {runs.flagged}" if runs.flags else told
+    return f"{told}; flags: {runs.flagged}" if runs.doubts else told
 
 
 def _flagged(view: RunView, index: int) -> list[str]:
@@ -382,7 +382,7 @@ def _flagged(view: RunView, index: int) -> list[str]:
     for device in dict.fromkeys(device for _, device in view.columns if device not in bounded):
         found = (view.runs_of(index, column) for column in view.columns if column[1] == device)
         runs = next((runs for runs in found if runs is not None), None)
-        if runs is not None and runs.flags:
+        if runs is not None and runs.doubts:
             told.append(f"Flags of its measurement on {device}: {runs.flagged}; {runs.figures}.")
     return told
 

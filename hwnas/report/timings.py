@@ -17,6 +17,7 @@ from hwnas import atomic
 from hwnas.comparison import Pair, Timing, Timings
 from hwnas.core.measurement import Status
 from hwnas.core.wording import quantity, shortened
+from hwnas.profiling.runs import doubtful
 from hwnas.report.axes import BLUE, GREY, RED
 from hwnas.report.figures import log_axis, new_figure, render
 
@@ -192,7 +193,7 @@ def picture(timings: Timings) -> Figure:
         assert latency is not None
         if timing.samples is not None and len(timing.samples) > 1:
             _violin(axes, timing.samples[:, 4 if latency.clock == "device" else 1] * 1e-6, place)
-        colour = RED if timing.record.flags or str(timing.record.status) != "ok" else BLUE
+        colour = RED if doubtful(timing.record.flags) or str(timing.record.status) != "ok" else BLUE
         reach = [[latency.value - latency.low], [latency.high - latency.value]]
         axes.errorbar(latency.value, place, xerr=reach, fmt="o", color=colour, ms=4, capsize=4, lw=1.6, zorder=3)
     names = [fill(timings.name(timing), 36) for timing in rows]

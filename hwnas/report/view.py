@@ -419,13 +419,13 @@ class RunView:
         return f"{self.value_text(index, column, unit=False)} {self.cell_marks(index, column)}".rstrip()
 
     def cell_marks(self, index: int, column: Column) -> str:
-        """ "!" where the measurement behind a cell has flags; "▲" where a latency keeps its budget, but the median or
-        the 95th percentile of its runs does not."""
+        """ "!" where the measurement behind a cell has flags to doubt it for; "▲" where a latency keeps its budget, but
+        the median or the 95th percentile of its runs does not."""
         row, runs = self.measurement(index, column), self.runs_of(index, column)
         if row is None or runs is None:
             return ""
         kept = [c for c in self.budgets_of(column) if column[0] == LATENCY and c.violation(row.promised(c.goal)) == 0]
-        return f"{FLAGGED if runs.flags else ''}{ABOVE if any(map(runs.above, kept)) else ''}"
+        return f"{FLAGGED if runs.doubts else ''}{ABOVE if any(map(runs.above, kept)) else ''}"
 
     def runs_of(self, index: int, column: Column) -> Runs | None:
         """The single runs behind a time or an energy that was measured here; None for other numbers."""
