@@ -326,7 +326,7 @@ def test_niches_look_everywhere_on_the_front() -> None:
     niches find what is cheap, and what is precise."""
     cost = np.linspace(0.0, 1.0, 200)
     front = np.stack([1.0 - cost, cost], axis=1)
-    found = _chosen(front, 1.0, 20)[:, 1]
+    found = _chosen(front, 1.0, 30)[:, 1]
     assert (np.histogram(found, bins=10, range=(0.0, 1.0))[0] >= 1).all()
     # of three objectives each of the others has its turn
     third = np.stack([1.0 - cost, cost, cost[::-1]], axis=1)

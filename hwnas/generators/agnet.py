@@ -45,6 +45,7 @@ _WIDER = (0.75, 0.9, 1.0)  # quantiles for the reference point where objectives 
 _INSIDE = 0.02  # share of uniform samples that have to be better than the reference point
 _CERTAIN = 1e-3  # of a standard deviation is left where the surrogate's means are believed
 _GOLDEN = 0.6180339887498949
+_LIMITS = np.linspace(0.02, 0.98, 17)  # quantiles of a cost among which the niche with most to gain is looked for
 _EARLY = 8  # steps in which hyper-parameters are fitted every time
 
 
@@ -70,8 +71,8 @@ class Settings:
             objectives on 0.9: less of a front is better than the medians in all of them, the more there are.
         exploit: With budgets: share of a batch that is chosen for the first objective alone.
         niches: Without budgets, from two objectives on: share of evaluations that are chosen for the first objective
-            alone below a limit of another one, elsewhere in its range each time. So every part of the front is looked
-            for, also beyond the reference point.
+            alone below a limit of another one: in turn one elsewhere in its range, and the one below which most is
+            expected to be gained. So every part of the front is looked for, also beyond the reference point.
         blocks: Blocks of the encoding with a kernel each: "code", "live", "shape".
         devices: Whether predictions of a device's costs start from the shipped surrogates of other devices.
         compress: Errors worse than this quantile of those evaluated are compressed before anything is fitted to them;
@@ -497,16 +498,21 @@ class _Chooser:
     def _niche(self, number: int) -> tuple[int, float] | None:
         """The (column, limit) that evaluation `number` is chosen for, or None.
 
-        Multiples of the golden ratio spread limits evenly over quantiles of the uniform samples' predictions, however
-        many there will be.
+        Every other one is spread: multiples of the golden ratio are even over quantiles of the uniform samples'
+        predictions, however many there will be. In between it is the limit with the most to gain. That alone would
+        spend what the middle of the front needs on its ends, and an even spread comes to a narrow end too seldom.
         """
         share, others = self._settings.niches, self._goal.objectives - 1
         turn = int((number + 1) * share)
         if self._goal.bounds or others < 1 or turn == int(number * share):
             return None
         column = 1 + turn % others
-        quantile = (turn // others * _GOLDEN) % 1.0
-        return column, float(np.quantile(self._mean[self._likely, column], quantile))
+        known = self._mean[self._likely, column]
+        visit, most = divmod(turn // others, 2)
+        if most:
+            limits = [float(limit) for limit in np.quantile(known, _LIMITS)]
+            return column, max(limits, key=lambda limit: self._score_below(column, limit).max())
+        return column, float(np.quantile(known, visit * _GOLDEN % 1.0))
 
     def _score_below(self, column: int, limit: float) -> Floats:
         """Expected improvement of the first objective where another one does not exceed a limit."""
