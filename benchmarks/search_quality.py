@@ -389,17 +389,25 @@ def main() -> None:
     if unknown:
         raise SystemExit(f"no such task: {', '.join(sorted(unknown))}. Known: {', '.join((*all_tasks(), *DATASETS))}")
     bench = Bench(options.tables)
+    missing: dict[str, str] = {}  # methods whose packages are not here: the others go on
     for protocol, task, method, seed, queries in plan(options):
         name = f"{protocol}-{task}-{method}-{seed}-{queries}".replace("/", "_").replace(":", "_")
-        if (protocol, task, method, seed) in earlier:
+        if (protocol, task, method, seed) in earlier or method in missing:
             continue
         make = partial(run_one, bench, protocol, task, method, seed, queries, limit=limit_of(protocol, task))
-        record = stored(options.out / "searches" / f"{name}.json", make)
+        try:
+            record = stored(options.out / "searches" / f"{name}.json", make)
+        except ImportError as error:
+            missing[method] = str(error)
+            print(f"{method:14} left out: {error}", flush=True)
+            continue
         if record is not None:
             print(f"{method:14} {task:24} seed {seed}  {told(record)}  {record['cpu_s']:.1f} CPU s", flush=True)
     records = list({**earlier, **{key_of(r): r for r in read(options.out)}}.values())
     print(write_parquet(records, options.out / "results.parquet"))
     _report(records, options.out)
+    if missing:
+        raise SystemExit("left out, for want of packages: " + "; ".join(f"{m} ({why})" for m, why in missing.items()))
 
 
 def _report(records: Iterable[Mapping[str, Any]], folder: Path) -> None:

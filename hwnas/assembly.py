@@ -309,6 +309,14 @@ def _check_devices(
 ) -> None:
     """A device for which nothing at hand knows a wanted metric is refused with the way out."""
     measured = {e.device: e for e in evaluators if isinstance(e, MeasuredEvaluator)}
+    words = [word.partition("@") for word in (*config.objectives, *config.budgets)]
+    owners = [only for family, _, only in words if any(METRICS[metric].per_device for metric in candidates(family))]
+    idle = [device for device in config.devices if owners and all(owners) and device not in owners]
+    if idle:
+        raise InvalidSetting(
+            f"device {idle[0]} is named, but every objective and budget of a device is another one's "
+            f"({', '.join(dict.fromkeys(owners))}). Give it one, e.g. latency@{idle[0]}, or leave the device out"
+        )
     for word in (*config.objectives, *config.budgets):
         family, _, only = word.partition("@")
         metrics = [metric for metric in candidates(family) if METRICS[metric].per_device]

@@ -356,7 +356,9 @@ def _share(name: str, value: object) -> float:
         except ValueError:
             share = None
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
-        raise InvalidSetting(f"{name} wants a percentage between 0% and 100%, e.g. 0.2%; got {value!r}")
+        raise InvalidSetting(
+            f"{name} wants a percentage above 0% and below 100%, with its sign, e.g. 0.2%; got {value!r}"
+        )
     return float(share)
 
 

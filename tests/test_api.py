@@ -375,6 +375,7 @@ def test_without_device_only_counted_objectives() -> None:
         ({"tables": "nowhere", "source": "auto"}, TablesNotFound, "nowhere"),
         ({"generator_settings": {"popsize": 3}}, InvalidSetting, "population"),
         ({"device": "cpu", "objectives": ["error", "macs@cpu"]}, InvalidSetting, "the same on every device"),
+        ({"device": "fpga,edgegpu", "objectives": ["error", "latency@fpga"]}, InvalidSetting, "latency@edgegpu"),
         ({"device": "cpu", "preset": "hasty"}, UnknownName, "quick"),
         ({"device": "cpu", "wait": -1}, InvalidSetting, "seconds"),
         ({"queries": 0}, InvalidSetting, "queries"),

@@ -187,6 +187,8 @@ def test_knee_of_an_angle() -> None:
     assert picking.knee(arms * [1e-3, 1e6]) == 2, "units do not matter"
     assert picking.knee(arms[:1]) == 0
     assert picking.knee(arms[:2]) in (0, 1)
+    assert picking.knee(np.repeat(arms[:1], 4, axis=0)) == 0, "equals that no other dominates"
+    assert picking.knee(np.repeat(arms[:2], 2, axis=0)) in range(4)
 
 
 def test_asf_follows_the_weights() -> None:

@@ -154,8 +154,10 @@ def test_regret_is_said_in_plain_words() -> None:
     assert not nowhere.admissible
     assert nowhere.worst is None
     assert (nowhere.told("edgegpu"), nowhere.told("fpga")) == ("within budget on edgegpu", "80.0 % over budget on fpga")
-    plain = Portfolio(0, {"fpga": 0.25}, {"fpga": 0.0})
-    assert plain.told("fpga") == "25 % of the front's range behind the best compromise on fpga"
+    plain = Portfolio(0, {"fpga": 0.25}, {"fpga": 0.0}, best={"fpga": 6})
+    assert plain.told("fpga") == "25 % of the front's range behind the most balanced network for fpga (query 7)"
+    assert replace(plain, regrets={"fpga": 0.004}).told("fpga").startswith("0.40 % of the front's range behind")
+    assert replace(plain, regrets={"fpga": 0.0}).told("fpga") == "the most balanced network for fpga"
     assert replace(plain, weighted=True).told("fpga").startswith("25 % of the front's range times the weights behind")
 
 

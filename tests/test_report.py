@@ -681,6 +681,22 @@ def test_a_lopsided_interval_shows_both_sides() -> None:
     assert trace["error_x"]["arrayminus"] == [pytest.approx(0.1)]
 
 
+@pytest.mark.parametrize(
+    ("ends", "shown"),
+    [
+        ((4.0 - 1e-13, 4.0 + 2e-13), "4.000 ms"),
+        ((4.0 - 1e-13, 4.5), "4.000 +0.500 -0.000 ms"),
+        ((4.0, 4.0), "4.000 ms"),
+    ],
+)
+def test_what_rounding_leaves_of_an_interval_is_not_shown(ends: tuple[float, float], shown: str) -> None:
+    (error, latency) = measured(0, 10.0, 4.0, 0.25)
+    narrow = Measurement(latency.architecture, latency.metric, 4.0, latency.context, Status.OK, ends)
+    assert ("no error seen" in certainty(narrow)) == (ends[1] < 4.1)
+    state = SearchState("toy", (Objective(*ERROR), Objective(*LATENCY)), queries=1).tell([error, narrow])
+    assert view_of(state).value_text(0, LATENCY) == shown
+
+
 def test_feasible_area_meets_every_budget_of_the_plot() -> None:
     state = search(bound=2.0)
     both = SearchState(

@@ -151,6 +151,25 @@ def test_a_stopped_run_goes_on_and_results_are_one_table(
     assert json.loads(table[0]["versions"])["hwnas"]
 
 
+def test_a_peer_that_is_not_installed_is_left_out_and_named(
+    tables_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(seed: int, limit: float | None, losses: int) -> Any:
+        raise ImportError("no module named optuna")
+
+    monkeypatch.setitem(search_quality.PEERS, "optuna-tpe", missing)
+    with pytest.raises(SystemExit, match=r"optuna-tpe \(no module named optuna\)"):
+        _run(
+            tmp_path, tables_dir, monkeypatch, "--tasks", "cifar10/fpga,cifar10/edgegpu", "--seeds", "0",
+            "--generators", "optuna-tpe,random",
+        )  # fmt: skip
+    records = search_quality.read_parquet(tmp_path / "search_quality.parquet")
+    assert [(record["method"], record["task"]) for record in records] == [
+        ("random", "cifar10/edgegpu"),
+        ("random", "cifar10/fpga"),
+    ]
+
+
 def test_one_seed_is_one_search(tables_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = ("--tasks", "cifar100/edgetpu", "--generators", "evolution", "--seeds", "3")
     (once,) = _run(tmp_path / "a", tables_dir, monkeypatch, *chosen)

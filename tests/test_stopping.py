@@ -251,7 +251,7 @@ class TestSearch:
             assert state.losses[state.violations == 0, 0].min() == pytest.approx(best)
 
     def test_nothing_is_left_of_an_exhausted_space(self) -> None:
-        state, _ = searched(StopRule(threshold=1e-12, least=80), queries=200)
+        state, _ = searched(StopRule(threshold=1e-12, least=81), queries=200)
         assert len(state.archive) == 81
         assert state.outlooks[-1] is None
 

@@ -185,8 +185,10 @@ def search(
                 console.print(f"note: {name} was {then} when this run began and is {now} now: results may differ")
             late = [f"--{flag.replace('_', '-')}" for flag in ("stop_when", "stop_threshold") if flag in given]
             if late and run.spent:  # as only a continued run can be
-                flags = " and ".join(late)
-                console.print(f"note: all {len(run.state.archive)} evaluations are paid: {flags} has nothing to decide")
+                flags, verb = " and ".join(late), "have" if len(late) > 1 else "has"
+                console.print(
+                    f"note: all {len(run.state.archive)} evaluations are paid: {flags} {verb} nothing to decide"
+                )
             progress.start(run.state, None if run.directory is None else run.directory.path, run.search.rule)
             result = run.finish(on_step=progress.step, on_measure=progress.on_device, models=models)
         except KeyboardInterrupt:

@@ -43,14 +43,14 @@ def knee(losses: Floats) -> int:
         losses: `n x m`, mutually non-dominated, without nan; n >= 1.
 
     Returns:
-        Its index. A front of one or two points has no inner point: the one nearest to the ideal is returned.
+        Its index. A front of one or two different points has no inner point: the one nearest to the ideal is returned.
     """
     with warnings.catch_warnings():  # pymoo imports a name that scipy has moved
         warnings.simplefilter("ignore", DeprecationWarning)
         from pymoo.mcdm.high_tradeoff import HighTradeoffPoints
 
     scaled = normalise(losses)
-    if len(losses) > 2:
+    if len(np.unique(losses, axis=0)) > 2:
         # pymoo returns outliers of the trade-off, None where no point stands out
         picked = HighTradeoffPoints(normalize=False)(scaled)
         if picked is not None and len(np.atleast_1d(picked)):

@@ -13,7 +13,7 @@ from hwnas.core.measurement import Measurement
 from hwnas.core.metrics import CLASSES, METRICS
 from hwnas.core.objective import Objective
 from hwnas.core.state import SearchState
-from hwnas.core.wording import difference, known
+from hwnas.core.wording import difference, known, percent
 
 Floats = NDArray[np.float64]
 
@@ -169,14 +169,17 @@ class Portfolio:
                 return f"{1 + excess:.1f} times the budget of {device}"
             return f"{100 * excess:.1f} % over budget on {device}" if excess else f"within budget on {device}"
         behind = self.regrets[device]
+        compromise = self.metric is None and device not in self.behind
         if behind == 0:
-            return f"as good as the best found for {device}"
-        share = f"{100 * behind:.0f} % of the front's range{' times the weights' if self.weighted else ''}"
+            return (
+                f"the most balanced network for {device}" if compromise else f"as good as the best found for {device}"
+            )
+        share = f"{percent(behind)} of the front's range{' times the weights' if self.weighted else ''}"
         if device in self.behind:
             metric, amount = self.behind[device]
             return f"{difference(metric, amount)} of {known(metric).title} ({share}) behind the best found for {device}"
         if self.metric is None:
-            return f"{share} behind the best compromise on {device}"
+            return f"{share} behind the most balanced network for {device} (query {self.best[device] + 1})"
         what = known(self.metric)
         if self.relative:
             return f"{100 * behind:.1f} % more {what.title} than the best found for {device}"

@@ -10,6 +10,7 @@ from hwnas.core.measurement import Context, Measurement, Source, Status
 from hwnas.core.metrics import METRICS, Metric
 
 _MOST = 12  # digits behind the point
+_DUST = 1e-9  # of a value: what rounding leaves
 
 
 def known(name: str) -> Metric:
@@ -134,13 +135,18 @@ def _where(context: Context) -> Context:
     return replace(context, source=Source.MEASURED, fidelity=None, origin=None)
 
 
+def resolved(row: Measurement) -> bool:
+    """Whether an interval has no width, but for rounding: of a surrogate that was right wherever it was checked."""
+    return row.interval is not None and row.half_width <= _DUST * abs(row.value)
+
+
 def certainty(row: Measurement) -> str:
     """How sure a number is: its interval, or what kind of fact it is; for failures the status and its message."""
     if not row.status.has_value:
         return f"{row.status}: {row.message}" if row.message else str(row.status)
     busy = "" if row.status is Status.OK else f" ({row.status})"
     if row.interval is not None:
-        if row.half_width == 0:  # a surrogate that was right wherever it was checked
+        if resolved(row):
             return f"{row.context.source}, no error seen{busy}"
         low, high = (quantity(row.metric, end, unit=False) for end in row.interval)
         return f"95 % interval {low} to {high}{busy}"

@@ -102,6 +102,7 @@ def _portfolio(view: RunView) -> dict[str, Any] | None:
         "regret_of": chosen.metric or "compromise",
         "relative": chosen.relative,
         "regrets": dict(chosen.regrets),
+        "best": {device: architecture(view, index) for device, index in chosen.best.items()},
         "behind": {device: {"metric": name, "value": value} for device, (name, value) in chosen.behind.items()},
         "violations": dict(chosen.violations),
         "told": {device: chosen.told(device) for device in view.devices},

@@ -38,7 +38,7 @@ from hwnas.core.recommending import (
 )
 from hwnas.core.state import Evaluation, SearchState
 from hwnas.core.stopping import Outlook, Stopped, StopRule
-from hwnas.core.wording import certainty, digits, heading, known, origin, provenances, quantity
+from hwnas.core.wording import certainty, digits, heading, known, origin, provenances, quantity, resolved
 from hwnas.optional import version
 from hwnas.profiling.record import Record
 from hwnas.profiling.runs import LATENCY, Runs
@@ -46,6 +46,7 @@ from hwnas.profiling.runs import LATENCY, Runs
 Floats = NDArray[np.float64]
 Column = tuple[str, str | None]  # metric, device
 
+_DUST = 1e-6  # of an interval: what rounding leaves of an end at the value itself
 FLAGGED, ABOVE = "!", "▲"  # beside a figure: its measurement has flags; its median or 95th percentile misses the budget
 
 _OWN_REFERENCE = "worst value of this run plus 10 % of its range; not comparable between runs"
@@ -405,11 +406,12 @@ class RunView:
         if not row.status.has_value:
             return str(row.status)
         number = quantity(row.metric, row.value, unit=False)
-        if row.interval is None or row.half_width == 0:
+        if row.interval is None or resolved(row):
             return quantity(row.metric, row.value, unit=unit)
         down, up = row.value - row.interval[0], row.interval[1] - row.value
         places = digits(row.metric, row.value)
-        half, less, more = (quantity(row.metric, x, unit=False, decimals=places) for x in (row.half_width, down, up))
+        ends = (0.0 if x <= _DUST * row.half_width else x for x in (row.half_width, down, up))
+        half, less, more = (quantity(row.metric, x, unit=False, decimals=places) for x in ends)
         wide = f"+{more} -{less}" if abs(up - down) > 0.4 * row.half_width else f"± {half}"
         name = known(row.metric).unit if unit else ""
         return f"{number} {wide} {name}".rstrip()
