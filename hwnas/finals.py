@@ -59,8 +59,9 @@ class Finals:
     Attributes:
         devices: For each measured device: runtime, versions, fingerprint, noise floor, how well figures repeated, how
             much slower the machine was for the final measurements than for the search's first (`drift`, relative) and
-            in the search's batches (`paces`, fastest and slowest), and for each architecture (by key) the name of its
-            network in the files of raw samples.
+            in the search's batches (`paces`, fastest and slowest), when the figures of the front were measured that the
+            user's cache answered (`kept`), and for each architecture (by key) the name of its network in the files of
+            raw samples.
         certificates: For each architecture (by key) of the front, and the next best or nearest ones that are named
             beside it, and for each device: the whole record of its last measurement.
         checked: For each device: the recommended model timed from its exported file, and whether it meets the budget.
@@ -246,11 +247,14 @@ def summarise(assembly: Assembly, state: SearchState) -> Finals:
             "front": len(front),
             "not_final": _not_final(assembly, evaluator, front),
         }
+        kept = []
         named = [*(e.architecture for e in front), *_runners_up(assembly, state, evaluator.device)]
         for architecture in dict.fromkeys([*named, *_nearest(state, evaluator.device)]):
             told = evaluator.meter.certificate(architecture)
             if told is not None:
                 certificates.setdefault(architecture.key, {})[evaluator.device] = told
+                kept += [told["sampling"]["started"]] if "cached" in told["flags"] and told["sampling"] else []
+        devices[evaluator.device]["kept"] = sorted(kept)
     return Finals(devices, certificates)
 
 
@@ -521,6 +525,12 @@ def _note(told: Mapping[str, Any]) -> str:
     if hasty:
         text += f"; {hasty} of {told['front']} networks of the front were not measured with the protocol final"
         text += ": what is said of them is the search's own, less certain figure"
+    kept = told.get("kept", ())
+    if kept:
+        text += (
+            f"; {len(kept)} of {told['front']} figures of the front are kept from earlier measurements (the oldest of "
+            f"{kept[0][:10]}), brought to today's pace"
+        )
     checks, inside = told["audits"]
     if checks:
         text += f"; {inside} of {checks} checked predictions held"

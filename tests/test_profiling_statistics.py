@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,23 @@ def test_two_modes_are_flagged_and_a_quiet_machine_is_not(files: dict[str, Path]
     # so rarely fast that a minimum and a typical figure differ
     lonely = {"slow": 1.6, "slow_s": 5.0, "fast_s": 0.02}
     assert any("preempted" in record.flags for record in sweep(files, "a", lonely))
+
+
+@pytest.mark.parametrize("troubled", [None, 0, 3, 5])
+def test_trouble_in_any_process_is_flagged(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, troubled: int | None
+) -> None:
+    """Three processes tell the machine's state before and after their rounds."""
+    asked = count()
+
+    def state(self: bench.Bench) -> dict[str, Any]:
+        trouble = next(asked) == troubled
+        return {"psi_avg10": 90.0 if trouble else 0.0, "throttle_reasons": "0x40" if trouble else "0x0"}
+
+    monkeypatch.setattr(bench.Bench, "_state", state)
+    protocol = Protocol(rounds=4, most_rounds=4, resamples=20, processes=3)
+    for record in sweep(files, "a", QUIET, protocol=protocol):
+        assert ({"busy", "throttled"} <= {*record.flags}) == (troubled is not None)
 
 
 def test_a_network_that_is_slow_for_itself_is_bimodal() -> None:

@@ -651,7 +651,7 @@ class Bench:
                 "references": self.levels,
                 "free_bytes": self._room.free,
             },
-            _flags(minimum, polished, level, samples, loaded, last),
+            _flags(minimum, polished, level, samples, name, sessions),
             faults.retries.get(name, 0),
         )
 
@@ -716,15 +716,17 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _flags(
-    minimum: float, polished: float, level: float, samples: Floats, loaded: _Loaded, session: _Session
+    minimum: float, polished: float, level: float, samples: Floats, name: str, sessions: Sequence[_Session]
 ) -> tuple[str, ...]:
+    """What was particular, in any of the processes that a figure is of."""
+    states = [state for session in sessions for state in (session.before, session.after)]
     told = {
         "bimodal": abs(minimum - polished) > statistics.BIMODAL,
         "drift": abs(level) > DRIFT,
         "preempted": float(np.mean(samples[:, _SWITCHES] > 0)) > _PREEMPTED,
-        "busy": max(float(s.get("psi_avg10", 0.0)) for s in (session.before, session.after)) > BUSY,
-        "cold": not loaded.warm["steady"],
-        "throttled": any(_throttled(s) for s in (session.before, session.after)),
+        "busy": max(float(state.get("psi_avg10", 0.0)) for state in states) > BUSY,
+        "cold": not all(session.loaded[name].warm["steady"] for session in sessions),
+        "throttled": any(map(_throttled, states)),
     }
     return tuple(name for name, so in told.items() if so)
 
