@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +41,7 @@ from hwnas.loop import OnStep, Search, replay
 from hwnas.measure import Measure, Wanted, count
 from hwnas.profiling.runs import Runs
 from hwnas.rundir import MODELS, RunDirectory
+from hwnas.spaces.codes import size
 from hwnas.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -569,7 +569,7 @@ def _reopen(path: Path, given: Mapping[str, Any]) -> Run:
 
 
 def _spent(state: SearchState, space: SearchSpace) -> bool:
-    return not state.remaining or len(state.archive) == math.prod(space.choices)
+    return not state.remaining or len(state.archive) == size(space)
 
 
 def _join(assembly: Assembly, store: Store) -> None:

@@ -35,12 +35,13 @@ from hwnas.core.state import Evaluation, SearchState
 from hwnas.core.wording import quantity
 from hwnas.devices import load_device
 from hwnas.errors import HwnasError, RunCorrupt, RunError
-from hwnas.evaluators.measured import LATENCY, FileTiming, MeasuredEvaluator
+from hwnas.evaluators.measured import FileTiming, MeasuredEvaluator
 from hwnas.evaluators.meter import noted
 from hwnas.profiling import host
 from hwnas.profiling.bench import DRIFT
 from hwnas.profiling.profiler import choose_runtime
 from hwnas.profiling.record import write_samples
+from hwnas.profiling.runs import LATENCY, widened
 
 if TYPE_CHECKING:
     from hwnas.evaluators.saved import SavedEvaluator
@@ -182,14 +183,12 @@ def with_paid(ledger: Ledger, store: Store) -> Ledger:
 def _worth_measuring(assembly: Assembly, evaluator: MeasuredEvaluator, state: SearchState) -> list[Architecture]:
     """What is or may be on a device's front, its runner-up, and with several fronts the one network for all."""
     common = (state.architectures[i] for i in with_common((), state, assembly.weights))
+    final, apart = evaluator.meter.context(LATENCY, final=True), abs(math.expm1(evaluator.meter.drift()))
 
     def doubt(row: Measurement) -> float:
         """What a figure of the search may be off beside a final one: they are of the machine at different paces."""
-        if (row.metric, row.context.device) != (LATENCY, evaluator.device) or row.context == evaluator.final_context(
-            LATENCY
-        ):
-            return 0.0
-        return abs(math.expm1(evaluator.meter.drift()))
+        other = (row.metric, row.context.device) != (LATENCY, evaluator.device)
+        return 0.0 if other or row.context == final else apart
 
     hoped = hopeful(_concerning(state, evaluator.device), doubt)
     return list(dict.fromkeys([*hoped, *_runners_up(assembly, state, evaluator.device), *common]))
@@ -247,14 +246,13 @@ def summarise(assembly: Assembly, state: SearchState) -> Finals:
             "front": len(front),
             "not_final": _not_final(assembly, evaluator, front),
         }
-        kept = []
         named = [*(e.architecture for e in front), *_runners_up(assembly, state, evaluator.device)]
         for architecture in dict.fromkeys([*named, *_nearest(state, evaluator.device)]):
             told = evaluator.meter.certificate(architecture)
             if told is not None:
                 certificates.setdefault(architecture.key, {})[evaluator.device] = told
-                kept += [told["sampling"]["started"]] if "cached" in told["flags"] and told["sampling"] else []
-        devices[evaluator.device]["kept"] = sorted(kept)
+        own = (certificates.get(e.architecture.key, {}).get(evaluator.device) for e in front)
+        devices[evaluator.device]["kept"] = _kept([told for told in own if told is not None])
     return Finals(devices, certificates)
 
 
@@ -444,6 +442,13 @@ def _not_final(assembly: Assembly, evaluator: MeasuredEvaluator, found: Sequence
     ]
 
 
+def _kept(certificates: Sequence[Mapping[str, Any]]) -> list[str]:
+    """When those figures of some networks were measured that the user's cache answered, oldest first."""
+    return sorted(
+        told["sampling"]["started"] for told in certificates if "cached" in told["flags"] and told["sampling"]
+    )
+
+
 def _half_widths(state: SearchState, doubt: Callable[[Measurement], float]) -> NDArray[np.float64]:
     """`n x m`, half of each interval that was measured or predicted here; 0 for others. Predictions make no ties on a
     front, but here they decide what is worth a measurement."""
@@ -502,9 +507,7 @@ def _note(told: Mapping[str, Any]) -> str:
     floor = f"noise floor {told['noise_floor']:.1%} between sessions"
     if not told["calibrated"]:
         floor += f" assumed; 'hwnas calibrate --device {told['device']}' measures it"
-    if told.get("widened", 0.0) > told["noise_floor"]:
-        floor += f"; intervals contain the {told['widened']:.1%} that repeated measurements showed"
-    text = f"Measured on {told['title']} with {told['runtime']}, {told['threads']} thread(s): {floor}"
+    text = f"Measured on {told['title']} with {told['runtime']}, {told['threads']} thread(s): {floor}{widened(told)}"
     again = told.get("retests")
     if again:
         tau = "" if again["tau"] is None else f", Kendall tau {again['tau']:.2f}"

@@ -16,9 +16,10 @@ from hwnas.core.measurement import Context, Measurement, Source, Status
 from hwnas.core.objective import Constraint, Objective
 from hwnas.core.state import SearchState
 from hwnas.errors import RunCorrupt
-from hwnas.evaluators.measured import LATENCY, MeasuredEvaluator, Screening
-from hwnas.finals import hopeful, measure_front, note_paid, with_paid
+from hwnas.evaluators.measured import MeasuredEvaluator, Screening
+from hwnas.finals import hopeful, measure_front, note_paid, summarise, with_paid
 from hwnas.measure import Measure
+from hwnas.profiling.runs import LATENCY
 from hwnas.spaces.codes import sample
 from hwnas.stores.memory import MemoryStore
 from hwnas.testing.evaluators import EvaluatorSuite
@@ -304,6 +305,35 @@ class Careful(Stopwatch):
 
     def drift(self) -> float:
         return 0.0
+
+
+class Remembering(Careful):
+    """All its figures were kept from an earlier day."""
+
+    def summary(self) -> dict[str, Any]:
+        return {}
+
+    def network(self, architecture: Architecture) -> str | None:
+        del architecture
+        return None
+
+    def certificate(self, architecture: Architecture) -> dict[str, Any]:
+        return {"flags": ["cached"], "sampling": {"started": f"2026-11-0{1 + architecture.code[0]}"}}
+
+
+def test_kept_figures_are_counted_on_the_front_only() -> None:
+    best, second, fast = (Architecture("toy", code) for code in ((1, 1, 0, 0), (0, 1, 1, 0), (0,) * 4))
+    error = Context(Source.TABLE, dataset=DATASET)
+    evaluator = MeasuredEvaluator(DEVICE, Remembering())
+    rows = [Measurement(a, "val_error_pct", e, error) for a, e in ((best, 10.0), (second, 11.0), (fast, 12.0))]
+    rows += list(evaluator.evaluate([best, second, fast], WANTED))
+    objectives = (Objective("val_error_pct"), Objective(LATENCY, DEVICE))
+    state = SearchState("toy", objectives, (Constraint(LATENCY, 20.0, DEVICE),), queries=3).tell(rows)
+    assembly: Any = SimpleNamespace(measured=[evaluator], plan=[(WANTED[0], evaluator)], weights=None)
+    found = summarise(assembly, state)
+    assert len(found.certificates) == 3  # the runner-up's as well, which is on no front
+    assert found.devices[DEVICE]["front"] == 2
+    assert found.devices[DEVICE]["kept"] == ["2026-11-01", "2026-11-02"]
 
 
 def test_the_runner_up_is_measured_with_care_where_it_is_on_no_front_as_well() -> None:

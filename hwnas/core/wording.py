@@ -10,7 +10,6 @@ from hwnas.core.measurement import Context, Measurement, Source, Status
 from hwnas.core.metrics import METRICS, Metric
 
 _MOST = 12  # digits behind the point
-_DUST = 1e-9  # of a value: what rounding leaves
 
 
 def known(name: str) -> Metric:
@@ -135,9 +134,14 @@ def _where(context: Context) -> Context:
     return replace(context, source=Source.MEASURED, fidelity=None, origin=None)
 
 
+def rounding(amount: float, value: float) -> bool:
+    """Whether an amount is no more than what rounding leaves of a value."""
+    return amount <= 1e-9 * abs(value)
+
+
 def resolved(row: Measurement) -> bool:
     """Whether an interval has no width, but for rounding: of a surrogate that was right wherever it was checked."""
-    return row.interval is not None and row.half_width <= _DUST * abs(row.value)
+    return row.interval is not None and rounding(row.half_width, row.value)
 
 
 def certainty(row: Measurement) -> str:

@@ -21,12 +21,11 @@ from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Context, Measurement, Source
 from hwnas.core.protocols import Store
 from hwnas.errors import RunCorrupt
-from hwnas.profiling.runs import Runs
+from hwnas.profiling.runs import LATENCY, Runs
 
 Floats = NDArray[np.float64]
 OnProgress = Callable[[float, int, str], None]
 Note = Callable[[Mapping[str, Any]], None]
-LATENCY = "latency_ms"
 
 
 @dataclass(frozen=True)

@@ -100,3 +100,11 @@ def explained(flags: Iterable[str]) -> str:
     another version of hwnas gave stands without a meaning."""
     told = (f"{flag} ({FLAGS[flag]})" if flag in FLAGS else flag for flag in dict.fromkeys(flags))
     return ", ".join(told)
+
+
+def widened(told: Mapping[str, Any]) -> str:
+    """Words behind the noise floor of a device (`Profiler.describe`) where intervals contain more than that; else
+    ""."""
+    if told.get("widened", 0.0) <= told["noise_floor"]:
+        return ""
+    return f"; intervals contain the {told['widened']:.1%} that repeated measurements showed"

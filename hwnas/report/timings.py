@@ -17,7 +17,7 @@ from hwnas import atomic
 from hwnas.comparison import Pair, Timing, Timings
 from hwnas.core.measurement import Status
 from hwnas.core.wording import quantity, shortened
-from hwnas.profiling.runs import doubtful
+from hwnas.profiling.runs import doubtful, widened
 from hwnas.report.axes import BLUE, GREY, RED
 from hwnas.report.figures import log_axis, new_figure, render
 
@@ -174,8 +174,7 @@ def device_note(name: str, told: Mapping[str, Any]) -> str:
     floor = f"noise floor {told['noise_floor']:.1%} between sessions"
     if not told["calibrated"]:
         floor += f" (assumed; 'hwnas calibrate --device {name}' measures it)"
-    if told.get("widened", 0.0) > told["noise_floor"]:
-        floor += f"; intervals contain the {told['widened']:.1%} that repeated measurements showed"
+    floor += widened(told)
     squeezed = f"; {told['squeezed']}" if told.get("squeezed") else ""
     threads = f"{told['threads']} thread{'s' * (told['threads'] > 1)}"
     clock = "; timed by the device's own events" if told.get("clock") == "device" else ""

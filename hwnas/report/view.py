@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import shlex
 import sys
@@ -38,15 +37,15 @@ from hwnas.core.recommending import (
 )
 from hwnas.core.state import Evaluation, SearchState
 from hwnas.core.stopping import Outlook, Stopped, StopRule
-from hwnas.core.wording import certainty, digits, heading, known, origin, provenances, quantity, resolved
+from hwnas.core.wording import certainty, digits, heading, known, origin, provenances, quantity, resolved, rounding
 from hwnas.optional import version
 from hwnas.profiling.record import Record
 from hwnas.profiling.runs import LATENCY, Runs
+from hwnas.spaces.codes import size
 
 Floats = NDArray[np.float64]
 Column = tuple[str, str | None]  # metric, device
 
-_DUST = 1e-6  # of an interval: what rounding leaves of an end at the value itself
 FLAGGED, ABOVE = "!", "▲"  # beside a figure: its measurement has flags; its median or 95th percentile misses the budget
 
 _OWN_REFERENCE = "worst value of this run plus 10 % of its range; not comparable between runs"
@@ -176,7 +175,7 @@ class RunView:
             measured={name: _repeatability(told) for name, told in (measured or {}).items()},
             weights=None if weights is None else tuple(weights),
             rule=rule,
-            exhausted=len(state.archive) == math.prod(space.choices),
+            exhausted=len(state.archive) == size(space),
             runs=_runs(state, certificates or {}),
         )
 
@@ -410,7 +409,7 @@ class RunView:
             return quantity(row.metric, row.value, unit=unit)
         down, up = row.value - row.interval[0], row.interval[1] - row.value
         places = digits(row.metric, row.value)
-        ends = (0.0 if x <= _DUST * row.half_width else x for x in (row.half_width, down, up))
+        ends = (0.0 if rounding(x, row.value) else x for x in (row.half_width, down, up))
         half, less, more = (quantity(row.metric, x, unit=False, decimals=places) for x in ends)
         wide = f"+{more} -{less}" if abs(up - down) > 0.4 * row.half_width else f"± {half}"
         name = known(row.metric).unit if unit else ""
