@@ -325,10 +325,11 @@ def _pairs(
             for key, timing in zip(keys, (first, second), strict=True)
         ]
         length = min(map(len, both))
-        sigma = float(np.sqrt(np.mean([_between(timing.record) ** 2 for timing in (first, second)])))
-        result = compare(both[0][:length], both[1][:length], sigma, rng=rng)
         together = first.device == second.device and all(key in draws for key in keys)
-        yield Pair(first, second, result, together and _orders(first) == _orders(second))
+        together = together and _orders(first) == _orders(second)
+        sigma = float(np.sqrt(np.mean([_between(timing.record, together) ** 2 for timing in (first, second)])))
+        result = compare(both[0][:length], both[1][:length], sigma, rng=rng)
+        yield Pair(first, second, result, together)
 
 
 def _orders(timing: Timing) -> str | None:
@@ -345,11 +346,12 @@ def _drawn(record: Record, rng: np.random.Generator) -> Floats:
     return np.asarray(np.log(latency.value) + latency.half_within / 1.96 * rng.standard_normal(_DRAWS))
 
 
-def _between(record: Record) -> float:
-    """Between-session standard deviation in a record's interval, relative."""
+def _between(record: Record, together: bool) -> float:
+    """Between-session standard deviation in a record's interval, relative; for two that were measured in the same
+    rounds without the pace that they shared."""
     latency = record.latency
     assert latency is not None
-    half = np.log(latency.high / latency.value)
+    half = latency.apart if together else latency.half
     return float(np.sqrt(max(0.0, half**2 - latency.half_within**2)) / 1.96)
 
 

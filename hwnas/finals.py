@@ -455,7 +455,7 @@ def _half_widths(state: SearchState, doubt: Callable[[Measurement], float]) -> N
     own = (Source.MEASURED, Source.PREDICTED)
     found = [[e.find(o.metric, o.device) for o in state.objectives] for e in state.archive]
     widths = [
-        [row.half_width + doubt(row) * row.value if row and row.context.source in own else 0.0 for row in rows]
+        [row.resolution + doubt(row) * row.value if row and row.context.source in own else 0.0 for row in rows]
         for rows in found
     ]
     return np.array(widths, dtype=np.float64).reshape(len(state.archive), len(state.objectives))

@@ -68,13 +68,25 @@ def test_bad_keys_are_refused(key: str) -> None:
 
 
 @few
-@given(architectures, contexts, st.floats(-1e9, 1e9), st.none() | st.floats(0, 10), st.sampled_from(Status))
+@given(
+    architectures,
+    contexts,
+    st.floats(-1e9, 1e9),
+    st.none() | st.floats(0, 10),
+    st.none() | st.floats(0, 10),
+    st.sampled_from(Status),
+)
 def test_measurements_survive_json(
-    architecture: Architecture, context: Context, value: float, width: float | None, status: Status
+    architecture: Architecture,
+    context: Context,
+    value: float,
+    width: float | None,
+    own_half: float | None,
+    status: Status,
 ) -> None:
     if status.has_value:
-        interval = None if width is None else (value - width, value + width)
-        row = Measurement(architecture, "latency_ms", value, context, status, interval, "why")
+        interval, own_half = (None, None) if width is None else ((value - width, value + width), own_half)
+        row = Measurement(architecture, "latency_ms", value, context, status, interval, "why", own_half)
     else:
         row = Measurement.failed(architecture, "latency_ms", context, status, "why")
     back = Measurement.from_json(json.loads(json.dumps(row.to_json(), allow_nan=False)))
@@ -95,6 +107,11 @@ def test_a_measurement_is_a_value_or_a_failure_never_both() -> None:
 
 
 def test_half_width() -> None:
+    shared = Measurement(arch(1), "latency_ms", 3.0, ON_GPU, interval=(2.0, 5.0), own_half=0.2)
+    assert (shared.half_width, shared.resolution) == (1.5, 0.2)
+    assert replace(shared, own_half=None).resolution == 1.5
+    with pytest.raises(ValueError, match="own_half"):
+        Measurement(arch(1), "latency_ms", 3.0, ON_GPU, own_half=0.2)
     assert Measurement(arch(1), "latency_ms", 3.0, ON_GPU, interval=(2.0, 5.0)).half_width == 1.5
     assert Measurement(arch(1), "latency_ms", 3.0, ON_GPU).half_width == 0.0
 
@@ -303,6 +320,18 @@ def test_a_front_without_anything_feasible_is_empty() -> None:
         assert len(told.front()) == 0
         assert told.front().losses.shape == (0, 2)
         assert len(told.order) == len(told.archive)
+
+
+def test_what_all_figures_share_makes_no_tie() -> None:
+    """Both intervals hold both latencies, which differ by more than their own parts do."""
+
+    def row(i: int, own_half: float | None) -> list[Measurement]:
+        context = Context(Source.MEASURED, device="edgegpu")
+        latency = Measurement(arch(i), "latency_ms", 3.0 + i, context, interval=(1, 9), own_half=own_half)
+        return [measured(i, 5.0, 1.0)[0], latency]
+
+    for own_half, kept in ((None, 2), (0.1, 1), (0.8, 2)):
+        assert len(state().tell(row(1, own_half) + row(2, own_half)).front()) == kept
 
 
 def test_only_measured_intervals_make_ties() -> None:

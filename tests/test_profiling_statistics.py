@@ -124,6 +124,35 @@ def test_the_spread_between_sessions_is_recovered(files: dict[str, Path]) -> Non
     assert statistics.session_sigma(*figures(files, 4, QUIET)) == statistics.LEAST_SIGMA
 
 
+def test_a_pace_that_processes_share_widens_a_figure_but_not_a_comparison(files: dict[str, Path]) -> None:
+    """The truth of both is known: of the figures, and of their ratios."""
+    protocol = Protocol(rounds=10, most_rounds=10, resamples=50, processes=3)
+    own, figures, ratios = [], [], []
+    for number in range(24):
+        told = [
+            record.latency
+            for record in sweep(files, f"l{number}", {"level": 0.1, "session": 0.02}, protocol=protocol, sigma=0.02)
+            if record.latency is not None
+        ]
+        off = np.array([math.log(x.value / truth) for x, truth in zip(told, TRUTH.values(), strict=True)])
+        figures += [abs(miss) <= x.half for miss, x in zip(off, told, strict=True)]
+        first, second = np.triu_indices(len(told), 1)
+        apart = np.array([x.apart for x in told])
+        ratios += list(np.abs(off[first] - off[second]) <= np.hypot(apart[first], apart[second]))
+        own += [x.apart / x.half for x in told]
+    assert np.median(own) < 0.5
+    assert np.mean(ratios) >= 0.93
+    assert np.mean(figures) >= 0.9
+
+
+def test_what_differs_between_processes_for_one_network_stays_in_a_comparison(files: dict[str, Path]) -> None:
+    protocol = Protocol(rounds=10, most_rounds=10, resamples=50, processes=3)
+    told = [
+        r.latency for n in range(6) for r in sweep(files, f"m{n}", {"session": 0.1}, protocol=protocol) if r.latency
+    ]
+    assert np.median([latency.apart / latency.half for latency in told]) > 0.85
+
+
 def test_several_processes_average_what_differs_between_them(files: dict[str, Path]) -> None:
     def errors(processes: int) -> float:
         protocol = Protocol(rounds=10, most_rounds=10, resamples=50, processes=processes)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import itertools
 import json
+import re
 import shlex
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,7 +76,16 @@ def rows(architectures: Sequence[Architecture], broken: Sequence[Architecture] =
                 Measurement.failed(architecture, "latency_ms", MEASURED, Status.CRASHED, 'it said "no", then\nnothing')
             )
             continue
-        found.append(Measurement(architecture, "latency_ms", value, MEASURED, interval=(0.97 * value, 1.03 * value)))
+        found.append(
+            Measurement(
+                architecture,
+                "latency_ms",
+                value,
+                MEASURED,
+                interval=(0.97 * value, 1.03 * value),
+                own_half=0.02 * value,
+            )
+        )
         found.append(Measurement(architecture, "peak_memory_mib", 2 * value, MEASURED))
     return found
 
@@ -106,6 +117,20 @@ def test_what_is_saved_is_read_back_as_a_device_of_its_own() -> None:
     assert np.load(folder / "samples.npz")["default/x"].shape == (7, 7)
 
 
+def test_a_profile_of_an_earlier_version_lacks_a_column() -> None:
+    before = rows(drawn(3))
+    folder = save("mine", before)
+    card = (folder / "toy.toml").read_text()
+    text = "".join(line.rsplit(",", 1)[0] + "\n" for line in (folder / "toy.csv").read_text().splitlines())
+    (folder / "toy.csv").write_text(text)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    (folder / "toy.toml").write_text(re.sub('sha256 = ".*"', f'sha256 = "{digest}"', card))
+    profile = saved.read_profile("mine", SPACE)
+    assert profile is not None
+    told = [replace(row, context=profile.context, own_half=None).to_json() for row in before]
+    assert [row.to_json() for row in profile.rows] == told
+
+
 def test_a_space_that_the_profile_does_not_hold() -> None:
     save("mine", rows(drawn(3)))
     assert saved.read_profile("mine", registry.space("nb201")) is None
@@ -132,8 +157,6 @@ def test_damaged_files_are_refused_with_the_way_out(file: str, change: Any, mess
 
 
 def test_rows_that_cannot_be_true_are_refused_by_line() -> None:
-    import hashlib
-
     folder = save("mine", rows(drawn(3)))
     text = (folder / "toy.csv").read_text()
     wrong = text.replace(",ok,", ",crashed,", 1)

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -405,7 +406,7 @@ def another_program(path: Path) -> None:
 def an_unknown_status(path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute(
-            "INSERT INTO measurements VALUES (999, 'toy:0', 'latency_ms', 'a', 1, 'fine', 0, 0, '', '{}', '')"
+            "INSERT INTO measurements VALUES (999, 'toy:0', 'latency_ms', 'a', 1, 'fine', 0, 0, '', '{}', '', NULL)"
         )
     connection.close()
 
@@ -470,6 +471,20 @@ def test_a_run_of_schema_1_is_read_as_it_is_and_continued_with_notes(tmp_path: P
         assert list(again.notes("topic")) == [{"number": 1}]
     with closing(sqlite3.connect(path)) as outside, pytest.raises(sqlite3.IntegrityError, match="never changed"):
         outside.execute("DELETE FROM notes")
+
+
+def test_a_run_without_own_half_widths_is_read_as_it_is_and_continued_with_them(tmp_path: Path) -> None:
+    path = tmp_path / NAME
+    rows = [replace(row, own_half=None) for number in range(3) for row in facts(number)]
+    with closing(SqliteStore.create(path)) as store:
+        store.append(rows)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("ALTER TABLE measurements DROP COLUMN own_half")
+    with closing(SqliteStore.read(path)) as reader:
+        assert plain(reader.rows()) == plain(rows)
+    with closing(SqliteStore.open(path)) as store:
+        store.append(facts(3))
+        assert plain(store.rows()) == plain([*rows, *facts(3)])
 
 
 def test_a_creation_of_schema_1_that_was_killed_is_made_anew(tmp_path: Path) -> None:

@@ -109,6 +109,8 @@ class Measurement:
         status: How the evaluation ended.
         interval: (low, high), 95 % unless the context's origin says otherwise; None where unknown.
         message: For people, where `status` is not ok.
+        own_half: Half of the interval, in the metric's unit, for comparing the value with others of its context, where
+            part of the interval is shared by all of these; None where nothing is.
     """
 
     architecture: Architecture
@@ -118,6 +120,7 @@ class Measurement:
     status: Status = Status.OK
     interval: tuple[float, float] | None = None
     message: str = ""
+    own_half: float | None = None
 
     def __post_init__(self) -> None:
         if self.status.has_value and not math.isfinite(self.value):
@@ -130,6 +133,11 @@ class Measurement:
             raise ValueError(
                 f"{self.metric} of {self.architecture}: {self.value} is outside its interval {self.interval}"
             )
+        if self.own_half is not None and (self.interval is None or not 0 <= self.own_half < math.inf):
+            raise ValueError(
+                f"{self.metric} of {self.architecture}: own_half is part of an interval, 0 or more; "
+                f"got {self.own_half} and interval {self.interval}"
+            )
 
     @property
     def column(self) -> str:
@@ -141,6 +149,12 @@ class Measurement:
     def half_width(self) -> float:
         """Half of the interval; 0 where there is none."""
         return 0.0 if self.interval is None else (self.interval[1] - self.interval[0]) / 2
+
+    @property
+    def resolution(self) -> float:
+        """What its difference to another value of its context is held against (both, as root of the sum of squares):
+        `own_half`, or half of the whole interval."""
+        return self.half_width if self.own_half is None else self.own_half
 
     def promised(self, goal: Goal) -> float:
         """What a budget is held against: the worse end of the interval of a number that was measured or predicted
@@ -166,6 +180,8 @@ class Measurement:
         }
         if self.interval is not None:
             row["interval"] = list(self.interval)
+        if self.own_half is not None:
+            row["own_half"] = self.own_half
         if self.message:
             row["message"] = self.message
         return row
@@ -181,4 +197,5 @@ class Measurement:
             Status(row["status"]),
             None if interval is None else (float(interval[0]), float(interval[1])),
             row.get("message", ""),
+            None if row.get("own_half") is None else float(row["own_half"]),
         )

@@ -171,7 +171,8 @@ class SearchState:
 
     @cached_property
     def half_widths(self) -> Floats:
-        """`n x m`, half of each interval that was *measured*; 0 for others.
+        """`n x m`, half of each interval that was *measured*, without what all figures of a context share
+        (`Measurement.resolution`); 0 for others.
 
         A surrogate's interval says how far the whole model may be off, not how two of its answers compare, so
         it makes no ties.
@@ -242,7 +243,7 @@ class SearchState:
                 if row is None:
                     continue
                 if what == "half_width":
-                    table[i, j] = row.half_width if row.context.source is Source.MEASURED else 0.0
+                    table[i, j] = row.resolution if row.context.source is Source.MEASURED else 0.0
                 else:
                     table[i, j] = self.objectives[j].loss(row.value)
         return np.nan_to_num(table, nan=0.0) if what == "half_width" else table

@@ -255,8 +255,11 @@ def measurement(record: Record, architecture: Architecture, metric: str, context
     low: float | None
     value: float | None
     high: float | None
+    own_half = None
     if metric == "latency_ms":
         value, low, high = record.latency.value, record.latency.low, record.latency.high
+        if record.latency.own_half is not None:
+            own_half = value * math.sinh(record.latency.own_half)  # as half of the interval is
     elif metric == "cpu_time_ms":
         value, low, high = record.latency.cpu_time, record.latency.cpu_low, record.latency.cpu_high
     elif metric == "peak_memory_mib":
@@ -272,7 +275,7 @@ def measurement(record: Record, architecture: Architecture, metric: str, context
         value, (low, high) = record.energy.energy_mj, record.energy.ci or (record.energy.energy_mj,) * 2
     if value is None or low is None or high is None:
         return _failure(architecture, metric, context, Status.NOT_MEASURED, f"{record.setup.runtime} tells no {metric}")
-    return Measurement(architecture, metric, value, context, record.status, (low, high), record.message)
+    return Measurement(architecture, metric, value, context, record.status, (low, high), record.message, own_half)
 
 
 def _failure(architecture: Architecture, metric: str, context: Context, status: Status, message: str) -> Measurement:

@@ -551,18 +551,23 @@ class Bench:
         if found:
             first, half = self.history.figures[candidate.id]
             second, within = _combined([s.wall for s in found], [s.at(candidate.id) for s in found])
-            joint = float(self._with_session(within, found, candidate.id, level))
-            self.history.pairs.append((first, second - level.offset, (half, joint)))
+            self.history.pairs.append(
+                (first, second - level.offset, (half, self._halves(within, found, candidate.id, level)[0]))
+            )
 
     # -- records -----------------------------------------------------------------------------------------------------
 
-    def _with_session(self, within: float, sessions: Sequence[_Session], name: str, level: _Level) -> Floats:
+    def _halves(self, within: float, sessions: Sequence[_Session], name: str, level: _Level) -> tuple[float, float]:
         """Half width of a figure with the part between sessions, which several processes show and average out, and the
-        doubt about the level that it is brought to."""
-        count = len(sessions)
-        values = [s.wall.value[s.at(name)] for s in sessions]
-        seen = float(np.std(values, ddof=1)) if count > 1 else 0.0
-        return statistics.with_session(within, math.hypot(max(self.sigma, seen) / math.sqrt(count), level.doubt))
+        doubt about the level that it is brought to; and the same for comparing it with others of its batch: a pace that
+        all networks of a process share moves the figure, but not how it stands to them."""
+        common = [n for n in sessions[0].ids if all(n in s.ids for s in sessions)]
+        shared, own = statistics.between(
+            np.array([[s.wall.value[s.at(n)] for n in common] for s in sessions]), common.index(name), self.sigma
+        )
+        apart = math.hypot(own, level.doubt)
+        whole = statistics.with_session(within, math.hypot(apart, shared))
+        return float(whole), float(statistics.with_session(within, apart))
 
     def _setup(self, candidate: Candidate, providers: Sequence[str] = ()) -> Setup:
         info = self.info
@@ -587,7 +592,7 @@ class Bench:
         name, last, level = candidate.id, sessions[-1], at.offset
         loaded = last.loaded[name]
         value, within = _combined([s.wall for s in sessions], [s.at(name) for s in sessions])
-        half = float(self._with_session(within, sessions, name, at))
+        half, own_half = self._halves(within, sessions, name, at)
         cpu, cpu_within = _combined([s.cpu for s in sessions], [s.at(name) for s in sessions])
         cpu_half = float(statistics.with_session(cpu_within, self.sigma))
         samples = np.concatenate([s.loaded[name].samples for s in sessions])
@@ -612,6 +617,7 @@ class Bench:
             clock=loaded.clock,
             device_time=None if on_device is None else on_device.median,
             device_spread=on_device,
+            own_half=own_half,
             engines=tuple(engines) if len(engines) > 1 and builds_engines(self._config) else (),
             first_run=loaded.reply["first_run_ms"],
             load_s=loaded.reply["load_s"],

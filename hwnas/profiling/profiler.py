@@ -502,7 +502,7 @@ def _transport(device: Device) -> Transport:
 def _renewed(latency: Latency, *, shift: float, doubt: float, sigma: float, processes: int) -> Latency:
     """A kept figure as it is told later; CPU time, which is on no level, only gets its new interval.
 
-    half^2 = within^2 + 1.96^2 (max(sigma, seen)^2 / processes + doubt^2), on the log scale.
+    half^2 = within^2 + 1.96^2 (max(sigma, seen)^2 / processes + doubt^2), on the log scale; `own_half` likewise.
 
     Args:
         latency: As it was measured.
@@ -512,10 +512,14 @@ def _renewed(latency: Latency, *, shift: float, doubt: float, sigma: float, proc
         processes: Over how many the figure is a mean.
     """
     within, before = latency.half_within, latency.sigma_session
-    # what its processes differed by counts where it was more than the noise floor of then
-    seen = _without(math.log(latency.high / latency.value), within) / 1.96 * math.sqrt(processes)
-    between = max(sigma, seen if seen > 1.001 * before else 0.0) / math.sqrt(processes)
-    half = float(statistics.with_session(within, math.hypot(between, doubt)))
+
+    def renewed(half: float) -> float:
+        # what its processes differed by counts where it was more than the noise floor of then
+        seen = _without(half, within) / 1.96 * math.sqrt(processes)
+        between = max(sigma, seen if seen > 1.001 * before else 0.0) / math.sqrt(processes)
+        return float(statistics.with_session(within, math.hypot(between, doubt)))
+
+    half = renewed(latency.half)
     factor = math.exp(shift)
     value = factor * latency.value
     cpu, cpu_low, cpu_high = latency.cpu_time, latency.cpu_low, latency.cpu_high
@@ -535,6 +539,7 @@ def _renewed(latency: Latency, *, shift: float, doubt: float, sigma: float, proc
         device_time=None if latency.device_time is None else factor * latency.device_time,
         device_spread=None if latency.device_spread is None else latency.device_spread.scaled(factor),
         engines=tuple(factor * one for one in latency.engines),
+        own_half=None if latency.own_half is None else renewed(latency.own_half),
         cpu_low=cpu_low,
         cpu_high=cpu_high,
     )

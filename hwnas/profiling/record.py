@@ -74,6 +74,8 @@ class Latency:
     Attributes:
         value, low, high: The latency and its 95 % interval, between-session part included.
         half_within: Half width within the session.
+        own_half: Half of the interval for comparing it with others of its batch: without the pace that all networks
+            of a process share. None where nobody has told it apart (a record of an earlier version).
         sigma_session: Between-session standard deviation that was added.
         calibrated: Whether that was measured on this device; else it is the default.
         minimum, polished: The two parts of the figure.
@@ -107,6 +109,7 @@ class Latency:
     device_time: float | None = None
     device_spread: Spread | None = None
     engines: tuple[float, ...] = ()
+    own_half: float | None = None
     first_run: float = 0.0
     load_s: float = 0.0
     build_s: float = 0.0
@@ -118,6 +121,16 @@ class Latency:
             x is not None for x in (self.device_time, self.device_spread)
         }:
             raise ValueError(f"a latency by the clock 'device' has a device time and its spread; got {self}")
+
+    @property
+    def half(self) -> float:
+        """Half of the interval."""
+        return math.log(self.high / self.value)
+
+    @property
+    def apart(self) -> float:
+        """`own_half`, or the interval's where that is not known."""
+        return self.half if self.own_half is None else self.own_half
 
     @property
     def own_spread(self) -> Spread:

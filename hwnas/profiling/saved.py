@@ -2,11 +2,12 @@
 
     HWNAS_PROFILES/NAME/
         NAME.toml       the device (hwnas.devices)
-        <space>.csv     a row for each network and metric: arch,metric,value,low,high,status,message
+        <space>.csv     a row for each network and metric: arch,metric,value,low,high,status,message,own_half
         <space>.toml    the card: what was measured where, how, when, with which versions and how well it repeats
         samples.npz     raw samples; may be deleted
 
-`arch` is the space's own public notation. A failure is a row with a status and no value.
+`arch` is the space's own public notation. A failure is a row with a status and no value. Profiles of earlier versions
+lack the last column.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from hwnas.errors import HwnasError, InvalidSetting, InvalidTable, RunError, Run
 from hwnas.profiling.record import write_samples
 
 SAMPLES, PARTIAL = "samples.npz", "-partial"
-_HEADER = ["arch", "metric", "value", "low", "high", "status", "message"]
+_HEADER = ["arch", "metric", "value", "low", "high", "status", "message", "own_half"]
 _REMEDY = "save it again with 'hwnas profile --space ... --save NAME --replace'"
 
 
@@ -198,25 +199,29 @@ def _table(rows: Iterable[Measurement], space: SearchSpace) -> str:
     for row in rows:
         numbers = (row.value, *(row.interval or (math.nan, math.nan)))
         told = ["" if math.isnan(number) else repr(float(number)) for number in numbers]
-        writer.writerow([space.format(row.architecture), row.metric, *told, str(row.status), row.message])
+        own_half = "" if row.own_half is None else repr(float(row.own_half))
+        writer.writerow([space.format(row.architecture), row.metric, *told, str(row.status), row.message, own_half])
     return text.getvalue()
 
 
 def _rows(text: str, space: SearchSpace, context: Context) -> Iterable[Measurement]:
     reader = csv.reader(io.StringIO(text))
-    if next(reader, None) != _HEADER:
+    header = next(reader, None)
+    if header not in (_HEADER, _HEADER[:-1]):
         raise ValueError(f"the columns {','.join(_HEADER)} are wanted")
     for number, cells in enumerate(reader, start=2):
         try:
-            arch, metric, value, low, high, status, message = cells
+            told = dict(zip(header, cells, strict=True))
+            low, high, own_half = told["low"], told["high"], told.get("own_half")
             yield Measurement(
-                space.parse(arch),
-                metric,
-                float(value) if value else math.nan,
+                space.parse(told["arch"]),
+                told["metric"],
+                float(told["value"]) if told["value"] else math.nan,
                 context,
-                Status(status),
+                Status(told["status"]),
                 (float(low), float(high)) if low and high else None,
-                message,
+                told["message"],
+                float(own_half) if own_half else None,
             )
         except (ValueError, HwnasError) as error:
             raise ValueError(f"line {number}: {error}") from error

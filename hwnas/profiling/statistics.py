@@ -128,6 +128,35 @@ def with_session(half: Floats | float, sigma: float) -> Floats:
     return np.asarray(np.hypot(half, 1.96 * sigma))
 
 
+def between(sessions: Floats, which: int, sigma: float) -> tuple[float, float]:
+    """What several processes show of one network's mean over them: its standard deviation, relative, in two parts.
+
+    A process may be slower for all networks alike. That pace is the median over networks of what each took more than
+    its own mean over the processes. It moves a figure, but not how it stands to others of the same processes. It is
+    known from as many values as there are processes, so Student's t takes the place of 1.96; and it counts as far as
+    it is more than `sigma`, which was found from whole figures and holds it already.
+
+    Args:
+        sessions: `s x n`, log latencies of the same networks.
+        which: The network's column.
+        sigma: Standard deviation between sessions as far as it is known, relative: the network's own is at least that.
+
+    Returns:
+        The part that networks share, and its own; their root of the sum of squares is the whole.
+    """
+    from scipy.stats import t
+
+    s = len(sessions)
+    if s < 2:
+        return 0.0, sigma
+    paces = np.median(sessions - sessions.mean(axis=0), axis=1)
+    seen = float(np.std(sessions[:, which] - paces, ddof=1))
+    own = max(sigma, seen)
+    pace = float(t.ppf(0.975, s - 1) / 1.96 * np.std(paces, ddof=1))
+    whole = max(own, float(np.hypot(seen, pace)))
+    return float(np.sqrt((whole**2 - own**2) / s)), float(own / np.sqrt(s))
+
+
 @dataclass(frozen=True)
 class Spread:
     """Plain descriptions of one network's samples, in ms where they are latencies.

@@ -421,8 +421,10 @@ def _less_sure(view: RunView, index: int, other: int) -> str:
 
 
 def _tied(one: Measurement, other: Measurement) -> bool:
-    """Whether the difference of two numbers is inside their intervals."""
-    width = math.hypot(one.half_width, other.half_width)
+    """Whether the difference of two numbers is inside their intervals: of one context, without what they share."""
+    width = math.hypot(one.resolution, other.resolution)
+    if one.context != other.context:
+        width = math.hypot(one.half_width, other.half_width)
     return width > 0 and abs(one.value - other.value) <= width
 
 

@@ -23,7 +23,8 @@ def to_json(view: RunView) -> dict[str, Any]:
     to `reference`, losses in the order of the front's objectives), evaluations, queries, space, seed, objectives,
     budgets, weights, feasible, recommended, nearest, knee, runner_up, front, hypervolume, failures, measured (by
     device: noise floor, retests), flags (those of the measurements, with what they mean), ledger, config, command,
-    versions, created. Architectures carry all their metrics, by column: value, unit, source, context, interval, status.
+    versions, created. Architectures carry all their metrics, by column: value, unit, source, context, interval, status,
+    and `own_half`: half of the interval without what it shares with others of its context, where that is known.
     Those of the front that were measured here also carry runs, by device: median and p95 of the single runs behind the
     latency (ms), flags, and above_budget: which of the two are above the latency budget.
 

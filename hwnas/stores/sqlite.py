@@ -7,14 +7,16 @@ machine may therefore lose the transactions of the last seconds, always the newe
 database stays consistent, and a resumed search pays for those evaluations again. SQLite's write-ahead log needs a local
 disk: processes on different machines must not share it over a network file system.
 
-    measurements(id, architecture, metric, device, value, status, low, high, message, context, recorded)   append-only
+    measurements(id, architecture, metric, device, value, status, low, high, message, context, recorded,
+                 own_half)                                                                                 append-only
     steps(step, architectures, ledger, recorded)                                                           append-only
     outlooks(step, outlook)   of steps after which the generator told what it expects                      append-only
     generator(step, state)    one row: what was learned up to the last step (hwnas.stores.codec.pack)
     notes(id, topic, entry, recorded)    what else a continued run has to know, as JSON                    append-only
     meta(key, value)          schema, run_id, created, hwnas
 
-Schema 1 had no notes. Such a database can be read as it is, and gets the table when it is opened to be continued.
+Schema 1 had no notes, and earlier databases of schema 2 no `own_half`. They can be read as they are, and get what they
+lack when they are opened to be continued.
 """
 
 from __future__ import annotations
@@ -76,7 +78,7 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE measurements (
     id INTEGER PRIMARY KEY, architecture TEXT NOT NULL, metric TEXT NOT NULL, device TEXT,
     value REAL, status TEXT NOT NULL, low REAL, high REAL, message TEXT NOT NULL, context TEXT NOT NULL,
-    recorded TEXT NOT NULL DEFAULT {_NOW}
+    recorded TEXT NOT NULL DEFAULT {_NOW}, own_half REAL
 );
 CREATE TABLE steps (
     step INTEGER PRIMARY KEY, architectures TEXT NOT NULL, ledger TEXT NOT NULL, recorded TEXT NOT NULL DEFAULT {_NOW}
@@ -90,11 +92,11 @@ CREATE TABLE generator (only INTEGER PRIMARY KEY CHECK (only = 1), step INTEGER 
 _FIRST_TABLES = {"meta", "measurements", "steps", "generator"}  # of schema 1
 _TABLES = {1: _FIRST_TABLES, SCHEMA_VERSION: _FIRST_TABLES | {"notes"}}
 _INSERT = (
-    "INSERT INTO measurements (architecture, metric, device, value, status, low, high, message, context) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO measurements (architecture, metric, device, value, status, low, high, message, context, "
+    "own_half) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _SELECT = (
-    "SELECT id, architecture, metric, value, status, low, high, message, context FROM measurements "
+    "SELECT id, architecture, metric, value, status, low, high, message, context, {own_half} FROM measurements "
     "WHERE id > ? ORDER BY id"
 )
 
@@ -116,6 +118,7 @@ class SqliteStore:
         self._steps: list[list[str]] = []
         with _reading(path):
             self.meta: Mapping[str, str] = dict(connection.execute("SELECT key, value FROM meta"))
+            self._select = _SELECT.format(own_half="own_half" if _tells_own_half(connection) else "NULL")
             self._load()
 
     @classmethod
@@ -188,7 +191,7 @@ class SqliteStore:
                 prepare(connection, path)
                 if lock is not None:
                     _journal(connection, path)
-                    connection.executescript(_OUTLOOKS)  # of a run that was made before there were any
+                    _complete(connection)
             return cls(path, connection, lock)
         except BaseException:
             connection.close()
@@ -322,7 +325,7 @@ class SqliteStore:
                 self._load()
 
     def _load(self) -> None:
-        for number, *columns in self._connection.execute(_SELECT, (self._last_id,)).fetchall():
+        for number, *columns in self._connection.execute(self._select, (self._last_id,)).fetchall():
             self._facts.add([_measurement(columns)])
             self._last_id = number
         steps = "SELECT architectures FROM steps WHERE step > ? ORDER BY step"
@@ -400,6 +403,18 @@ def _upgrade(connection: sqlite3.Connection, path: Path) -> None:
             raise
 
 
+def _complete(connection: sqlite3.Connection) -> None:
+    """What databases of schema 2 lack that were made before there was any; an older hwnas does without it."""
+    connection.executescript(_OUTLOOKS)
+    if not _tells_own_half(connection):
+        connection.execute("ALTER TABLE measurements ADD COLUMN own_half REAL")
+
+
+def _tells_own_half(connection: sqlite3.Connection) -> bool:
+    found = connection.execute("SELECT 1 FROM pragma_table_info('measurements') WHERE name = 'own_half'").fetchone()
+    return found is not None
+
+
 def _journal(connection: sqlite3.Connection, path: Path) -> None:
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
@@ -470,6 +485,7 @@ def _columns(row: Measurement) -> tuple[object, ...]:
         # what a crashed program printed may be no valid text
         row.message.encode("utf-8", "backslashreplace").decode("utf-8"),
         _text(row.context),
+        row.own_half,
     )
 
 
@@ -484,7 +500,7 @@ def _context(text: str) -> Context:
 
 
 def _measurement(columns: Sequence[Any]) -> Measurement:
-    key, metric, value, status, low, high, message, context = columns
+    key, metric, value, status, low, high, message, context, own_half = columns
     return Measurement(
         Architecture.from_key(key),
         metric,
@@ -493,4 +509,5 @@ def _measurement(columns: Sequence[Any]) -> Measurement:
         Status(status),
         None if low is None else (low, high),
         message,
+        own_half,
     )

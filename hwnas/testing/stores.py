@@ -40,7 +40,9 @@ def architecture(number: int) -> Architecture:
 def facts(number: int) -> list[Measurement]:
     """An error and a latency of one architecture; every third latency is a failure."""
     one = architecture(number)
-    latency = Measurement(one, "latency_ms", 0.1 + number / 3, LATENCY, interval=(0.1, 0.2 + number), message="")
+    latency = Measurement(
+        one, "latency_ms", 0.1 + number / 3, LATENCY, interval=(0.1, 0.2 + number), own_half=0.01 * number
+    )
     if number % 3 == 2:
         latency = Measurement.failed(one, "latency_ms", LATENCY, Status.OUT_OF_MEMORY, "Speicher voll: 2 µs, 漢字")
     return [Measurement(one, "val_error_pct", 10 / (number + 1), ERROR), latency]
