@@ -45,6 +45,7 @@ _TAGS = {
     "robust_error_fgsm_pct": "fgsm",
     "robust_error_square_pct": "square",
     "latency_ms": "lat",
+    "cpu_time_ms": "cputime",
     "energy_mj": "energy",
     "params_m": "params",
     "macs_m": "macs",

@@ -43,6 +43,14 @@ def weight_bytes(path: Path) -> int:
     return sum(4 * int(np.prod(tensor.dims)) for tensor in onnx.load(path).graph.initializer)
 
 
+def test_a_network_that_is_all_constants_has_no_memory_plan_and_says_why(tmp_path):
+    path = tmp_path / "constant.onnx"
+    path.write_bytes(SPACE.to_onnx(Architecture("nb201", (0,) * 6), "cifar10").SerializeToString())
+    memory = backend("ort-cpu").load(path, SessionConfig("ort-cpu")).memory()
+    assert memory.activation_peak is None
+    assert "constants" in memory.source["reason"]
+
+
 class TestTorchOnTheCpu:
     def test_channels_last_is_the_same_function(self, network):
         plain = backend("torch-cpu").load(network, SessionConfig("torch-cpu"))

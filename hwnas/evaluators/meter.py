@@ -265,7 +265,8 @@ def measurement(record: Record, architecture: Architecture, metric: str, context
     elif metric == "peak_memory_mib":
         value = record.peak_memory_mib
         if value is None:
-            reason = f"{record.setup.runtime} does not tell its memory plan"
+            told = {} if record.memory is None else record.memory.source
+            reason = told.get("reason", f"{record.setup.runtime} does not tell its memory plan")
             return _failure(architecture, metric, context, Status.NOT_MEASURED, reason)
         return Measurement(architecture, metric, value, context)
     else:

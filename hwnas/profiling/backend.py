@@ -152,7 +152,7 @@ class MemoryInfo:
         engine: Compiled engine.
         rss_delta: Growth of the process by loading it; a rough figure.
         device: Device memory.
-        source: What each figure comes from, by attribute name.
+        source: What each figure comes from, by attribute name; as `reason` why there are none.
     """
 
     weights: int | None = None

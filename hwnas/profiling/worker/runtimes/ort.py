@@ -145,10 +145,10 @@ class OrtModel:
             "engine": (engine, "TensorRT engines that ONNX Runtime has written to the cache"),
             "rss_delta": (self._grown, "resident memory of the worker before and after loading; rough"),
         }
-        return MemoryInfo(
-            **{name: value for name, (value, _) in found.items()},
-            source={name: source for name, (value, source) in found.items() if value is not None},
-        )
+        source = {name: source for name, (value, source) in found.items() if value is not None}
+        if not nodes:
+            source["reason"] = "ONNX Runtime has folded the whole network into constants, and plans no memory for it"
+        return MemoryInfo(**{name: value for name, (value, _) in found.items()}, source=source)
 
     def _engine_bytes(self) -> int | None:
         """Size of the engines of this very model (their names begin with its digest); None where there are none."""
