@@ -444,6 +444,11 @@ class TestOpenVino:
         assert memory.engine > memory.weights
         assert memory.source.keys() == {"weights", "engine", "rss_delta"}
 
+    @pytest.mark.parametrize(("options", "pinned"), [({}, False), ({"ENABLE_CPU_PINNING": True}, True)])
+    def test_its_thread_may_move_to_a_free_core_unless_told_otherwise(self, network, options, pinned):
+        model = backend("openvino").load(network, SessionConfig("openvino", options=options))
+        assert model._compiled.get_property("ENABLE_CPU_PINNING") is pinned
+
     def test_int8_has_to_be_in_the_model(self, network):
         with pytest.raises(Failure, match="int8 has to be in the model"):
             backend("openvino").load(network, SessionConfig("openvino", precision="int8"))
