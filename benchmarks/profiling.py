@@ -7,6 +7,7 @@
 - repeat: two sweeps over the same cells, each in fresh processes. Do they agree, do the intervals of one hold what the
   other says, what does a candidate cost? Beside them what a plain script does: one network after the other, 10 runs to
   warm up, the median of 50, with ONNX Runtime's default threads or with one.
+- busy: the same, while half as many processes again as there are CPUs (at least three) do nothing but use them.
 - export: CPU seconds of writing networks as ONNX, and how far their outputs are from torch's on calibrated weights.
 - modules: the same distance for torch modules that are of no space: random FBNet-like and MobileNet-like networks and
   modules as users write them (benchmarks/torch_modules.py).
@@ -30,6 +31,7 @@ import os
 import platform
 import re
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -151,6 +153,19 @@ def repeat(quick: bool) -> Json:
     found["naive, default threads"] = [naive(chosen, 0) for _ in range(2)]
     found["naive, one thread"] = [naive(chosen, 1) for _ in range(2)]
     return found
+
+
+def busy(quick: bool) -> Json:
+    """`repeat` beside processes that take all the CPU time that they can get."""
+    count = max(3, (os.cpu_count() or 2) * 3 // 2)
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        time.sleep(10.0)  # until the load average and the scheduler know of them
+        return repeat(quick) | {"beside": count}
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def export(quick: bool) -> Json:
@@ -378,6 +393,7 @@ def available() -> list[str]:
 
 PARTS: Mapping[str, Callable[[bool], Json]] = {
     "repeat": repeat,
+    "busy": busy,
     "faults": faults,
     "export": export,
     "modules": modules,
@@ -399,7 +415,8 @@ def agreement(first: Json, second: Json) -> Json:
             for x, y in ((first, b), (second, a))
         ]
         widths = (np.array(first["high"], float) - np.array(first["low"], float)) / 2 / a
-        told |= {"covered": float(np.mean(inside)), "half": float(np.median(widths))}
+        ok = [status == "ok" for x in (first, second) for status in x["status"]]
+        told |= {"covered": float(np.mean(inside)), "half": float(np.median(widths)), "ok": float(np.mean(ok))}
     return told
 
 
@@ -440,22 +457,26 @@ def _floor(device: Json) -> str:
 
 def _repeat_section(found: Json) -> list[str]:
     floors = ", ".join(f"`{d}` {_floor(s[0]['device'])}" for d, s in found["devices"].items())
+    title = f"Two sweeps over {found['cells']} cells"
+    if "beside" in found:
+        title = f"Beside {found['beside']} busy processes: two sweeps over {found['cells']} cells"
     lines = [
-        f"## Two sweeps over {found['cells']} cells",
+        f"## {title}",
         "",
         "Preset `default`, each sweep in fresh processes. *Covered*: share of cells where the 95 % interval of one "
         "sweep holds the other's value (two independent figures with intervals of exactly the right width: 83 %). "
+        "*Converged*: figures of both sweeps whose interval within the session became as narrow as the preset wants. "
         f"Seconds are wall time for a candidate, export and session included. Noise floor in the intervals: {floors} "
         "between sessions.",
         "",
-        "| how | Kendall tau | median difference | covered | half width | s a candidate |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| how | Kendall tau | median difference | covered | half width | converged | s a candidate |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     pairs = {f"`{d}` ({s[0]['device']['runtime']})": s for d, s in found["devices"].items()}
     pairs |= {name: found[name] for name in found if name.startswith("naive")}
     for name, pair in pairs.items():
         x = agreement(*pair)
-        more = f"{x['covered']:.0%} | {x['half']:.1%}" if "covered" in x else "- | -"
+        more = f"{x['covered']:.0%} | {x['half']:.1%} | {x['ok']:.0%}" if "covered" in x else "- | - | -"
         lines.append(f"| {name} | {x['tau']:.3f} | {x['off']:.1%} | {more} | {x['seconds']:.2f} |")
     return lines
 
@@ -568,6 +589,7 @@ def _predict_section(found: Json) -> list[str]:
 # how a section's heading begins, and what writes it
 SECTIONS: Mapping[str, tuple[str, Callable[[Json], list[str]]]] = {
     "repeat": ("Two sweeps", _repeat_section),
+    "busy": ("Beside", _repeat_section),
     "faults": ("Faults", _faults_section),
     "export": ("Export", _export_section),
     "modules": ("Modules", _modules_section),
