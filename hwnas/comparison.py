@@ -45,7 +45,7 @@ class Timing:
         model: Its name, unique among those compared.
         device: The device's name.
         record: All that is known; a failure is a status.
-        samples: `s x 7` raw samples (`hwnas.profiling.record.write_samples`); None where the figure is from the cache.
+        samples: `s x 8` raw samples (`hwnas.profiling.record.write_samples`); None where the figure is from the cache.
     """
 
     model: str

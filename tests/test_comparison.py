@@ -86,7 +86,7 @@ def test_the_same_network_twice_is_a_tie_and_keeps_its_samples(tmp_path: Path) -
     written = found.write(tmp_path / "out")
     samples = np.load(written[1])
     assert set(samples.files) == {"cpu/one.onnx", "cpu/one.onnx (2)"}
-    assert samples["cpu/one.onnx"].shape[1] == 7
+    assert samples["cpu/one.onnx"].shape[1] == 8
     assert json.loads(written[0].read_text()) == json.loads(json.dumps(found.to_json()))
 
 
@@ -283,12 +283,14 @@ def test_a_folder_with_records_samples_picture_and_page(capsys: pytest.CaptureFi
 
 def timing(name: str, value: float, half: float = 0.02, *, device: str = "cpu", n: int = 40) -> Timing:
     rng = np.random.default_rng(len(name))
-    samples = value * np.exp(0.05 * rng.random((n, 7)))
+    samples = value * np.exp(0.05 * rng.random((n, 8)))
     latency = Latency(
         value, value * np.exp(-half), value * np.exp(half), half, 0.0, True, value, value, 0.0, spread(samples[:, 1])
     )
     setup = Setup("ort-cpu", "CPU", "f" * 64, {"onnxruntime": "1"}, (), {}, {})
-    return Timing(name, device, Record(Subject(name), setup, Status.OK, "", latency), samples * 1e6)
+    samples *= 1e6
+    samples[:, 7] = 1  # single runs
+    return Timing(name, device, Record(Subject(name), setup, Status.OK, "", latency), samples)
 
 
 def compared(*timings: Timing) -> Timings:

@@ -82,8 +82,9 @@ def test_raw_samples_are_kept_and_found_by_architecture(run: tuple[api.SearchRes
     assert set(networks) == {found.architecture.key for found in result.archive}
     for name in networks.values():
         table = samples[f"quick/{name}"]
-        assert table.shape[1] == 7
+        assert table.shape[1] == 8
         assert (table[:, 1] > 0).all()
+        assert (table[:, 7] >= 1).all()
     careful = samples[f"final/{networks[result.front[0].architecture.key]}"]
     assert np.sum(np.diff(careful[:, 0]) < 0) == 2  # three processes, one behind the other
     for path in (result.folder / "models").glob("*.onnx"):
@@ -141,7 +142,8 @@ def test_how_the_single_runs_went_comes_with_the_result_and_again_from_its_direc
     assert [entry["key"] for entry in told["front"]] == [found.architecture.key for found in result.front]
     for found, loaded, entry in zip(result.front, again.front, told["front"], strict=True):
         runs = found.runs["cpu"]
-        walls = samples[f"final/{result.finals.devices['cpu']['networks'][found.architecture.key]}"][:, 1] * 1e-6
+        table = samples[f"final/{result.finals.devices['cpu']['networks'][found.architecture.key]}"]
+        walls = table[table[:, 7] == 1, 1] * 1e-6  # of single runs
         level = result.finals.certificates[found.architecture.key]["cpu"]["latency"]["level"]
         assert runs.median == pytest.approx(np.median(walls) * math.exp(-level))
         assert runs.p95 == pytest.approx(np.quantile(walls, 0.95) * math.exp(-level))

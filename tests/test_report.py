@@ -1029,10 +1029,10 @@ def test_what_was_paid_after_a_search_is_told_apart() -> None:
 
 def test_every_flag_of_a_measurement_has_a_meaning_which_the_docs_give_as_well() -> None:
     busy = {"psi_avg10": 99.0, "throttle_reasons": "0x8"}
-    loaded = {"net": SimpleNamespace(warm={"steady": False})}
+    interrupted = np.ones((9, 8))  # in each sample
+    loaded = {"net": SimpleNamespace(warm={"steady": False}, own=interrupted)}
     session: Any = SimpleNamespace(before=busy, after={}, loaded=loaded)
-    samples = np.ones((9, 7))  # of each, the context switches as well
-    given = bench._flags(0.0, 1.0, 1.0, samples, "net", [session])
+    given = bench._flags(0.0, 1.0, 1.0, "net", [session])
     assert {*given, "cached"} == FLAGS.keys()
     docs = (Path(__file__).parents[1] / "docs" / "profiling.md").read_text(encoding="utf-8")
     for flag, meaning in FLAGS.items():

@@ -91,7 +91,7 @@ def rows(architectures: Sequence[Architecture], broken: Sequence[Architecture] =
 
 
 def save(name: str, of: Sequence[Measurement]) -> Path:
-    return saved.save_profile(name, CPU, SPACE, of, {"retests": None, "sampled": "by hand"}, {"default/x": np.eye(7)})
+    return saved.save_profile(name, CPU, SPACE, of, {"retests": None, "sampled": "by hand"}, {"default/x": np.eye(8)})
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def test_what_is_saved_is_read_back_as_a_device_of_its_own() -> None:
     card = tomllib.loads((folder / "toy.toml").read_text())
     assert card["networks"] == 5
     assert "retests" not in card
-    assert np.load(folder / "samples.npz")["default/x"].shape == (7, 7)
+    assert np.load(folder / "samples.npz")["default/x"].shape == (8, 8)
 
 
 def test_a_profile_of_an_earlier_version_lacks_a_column() -> None:

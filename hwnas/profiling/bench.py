@@ -22,7 +22,7 @@ from hwnas.profiling.headway import Headway, OnProgress
 from hwnas.profiling.history import History
 from hwnas.profiling.host import fingerprint
 from hwnas.profiling.protocol import Protocol
-from hwnas.profiling.record import Latency, Record, Sampling, Setup, Subject
+from hwnas.profiling.record import LOOPS, Latency, Record, Sampling, Setup, Subject, single_runs
 from hwnas.profiling.room import LIBRARIES_MIB, MIB, Room, footprint
 from hwnas.profiling.statistics import Estimate
 from hwnas.profiling.wire import Message, Transport, WorkerDied, WorkerTimeout
@@ -71,11 +71,18 @@ class _Loaded:
     reply: Mapping[str, Any]
     warm: Mapping[str, Any] = field(default_factory=dict)
     clock: str = ""  # of its samples, once there are any
+    loops: int = 1  # inferences in a sample that the figure is made of
     rows: list[tuple[float, ...]] = field(default_factory=list)
 
     @property
     def samples(self) -> Floats:
         return np.array(self.rows, dtype=np.float64)
+
+    @property
+    def own(self) -> Floats:
+        """Samples that the figure is made of: without single runs beside loops."""
+        samples = self.samples
+        return np.asarray(samples[samples[:, LOOPS] == self.loops])
 
 
 @dataclass
@@ -405,6 +412,8 @@ class Bench:
             state.rows = []
         before, began = self._state(), self._clock()
         plans = {name: self._visit(loaded[name].warm["run_ms"]) for name in ids}
+        for name, (_, loops) in plans.items():
+            loaded[name].loops = loops
         visits = np.full((len(ids), protocol.most_rounds), np.nan)
         cpu = visits.copy()
         active = [name for name in ids if name not in self._references]
@@ -445,25 +454,33 @@ class Bench:
         visits: Floats,
         cpu: Floats,
     ) -> None:
-        wanted = [[name, self._protocol.untimed, *plans[name]] for name in order]
+        untimed, singles = self._protocol.untimed, self._protocol.singles
+        wanted = []
+        for name in order:
+            wanted.append((name, untimed, *plans[name]))
+            if plans[name][1] > 1:  # as a visit of its own, which workers of older versions understand as well
+                wanted.append((name, untimed, singles, 1))
         expected = sum(
-            self._loaded[name].warm["run_ms"] * 1e-3 * (self._protocol.untimed + k * loops)
-            for name, (k, loops) in ((name, plans[name]) for name in order)
+            self._loaded[name].warm["run_ms"] * 1e-3 * (before + k * loops) for name, before, k, loops in wanted
         )
         told = self._call({"op": "round", "visits": wanted}, max(_LEAST_S, _TIMES * expected))["samples"]
         for name in order:
-            rows = [(float(number), *(math.nan if x is None else float(x) for x in row)) for row in told[name]]
+            k, loops = plans[name]
+            rows = [
+                (float(number), *(math.nan if x is None else float(x) for x in row), float(loops if i < k else 1))
+                for i, row in enumerate(told[name])
+            ]
             self._loaded[name].rows += rows
             table = np.array(rows)
-            device = table[:, _DEVICE]
-            clock = "wall" if np.isnan(device).any() else "device"
+            clock = "wall" if np.isnan(table[:, _DEVICE]).any() else "device"
             if self._loaded[name].clock not in ("", clock):
                 raise Failure(Status.CRASHED, "the device told its own time for some inferences only", at=name)
             self._loaded[name].clock = clock
             # a device's own events are not disturbed by the host: their median is the visit's figure
-            time_ns = table[:, _WALL].min() if clock == "wall" else float(np.median(device))
+            own = table[:k]  # single runs behind loops describe, the figure is made without them
+            time_ns = own[:, _WALL].min() if clock == "wall" else float(np.median(own[:, _DEVICE]))
             visits[ids.index(name), number] = math.log(max(time_ns, 1.0) * 1e-6)
-            cpu[ids.index(name), number] = math.log(max(table[:, _CPU].min(), 1.0) * 1e-6)
+            cpu[ids.index(name), number] = math.log(max(own[:, _CPU].min(), 1.0) * 1e-6)
 
     def _visit(self, run_ms: float) -> tuple[int, int]:
         """Timed samples of a visit, and inferences in each."""
@@ -595,10 +612,10 @@ class Bench:
         half, own_half = self._halves(within, sessions, name, at)
         cpu, cpu_within = _combined([s.cpu for s in sessions], [s.at(name) for s in sessions])
         cpu_half = float(statistics.with_session(cpu_within, self.sigma))
-        samples = np.concatenate([s.loaded[name].samples for s in sessions])
+        singles = single_runs(np.concatenate([s.loaded[name].samples for s in sessions]))
         minimum, polished = (_mean([getattr(s.wall, p)[s.at(name)] for s in sessions]) for p in ("minimum", "polished"))
         factor = 1e-6 * math.exp(-level)
-        on_device = statistics.spread(samples[:, _DEVICE] * factor) if loaded.clock == "device" else None
+        on_device = statistics.spread(singles[:, _DEVICE] * factor) if loaded.clock == "device" else None
         engines = [math.exp(s.wall.value[s.at(name)] - level) for s in sessions]
         latency = Latency(
             value=math.exp(value - level),
@@ -610,7 +627,7 @@ class Bench:
             minimum=math.exp(minimum - level),
             polished=math.exp(polished - level),
             level=level,
-            spread=statistics.spread(samples[:, _WALL] * factor),
+            spread=statistics.spread(singles[:, _WALL] * factor),
             cpu_time=math.exp(cpu),
             cpu_low=math.exp(cpu - cpu_half),
             cpu_high=math.exp(cpu + cpu_half),
@@ -633,6 +650,7 @@ class Bench:
             batch_size=len(last.ids),
             started=started,
             wall_s=sum(s.wall_s for s in sessions),
+            loops=max(s.loaded[name].loops for s in sessions),
         )
         status, message = Status.OK, ""
         if abs(level) > REPEAT:
@@ -657,7 +675,7 @@ class Bench:
                 "references": self.levels,
                 "free_bytes": self._room.free,
             },
-            _flags(minimum, polished, level, samples, name, sessions),
+            _flags(minimum, polished, level, name, sessions),
             faults.retries.get(name, 0),
         )
 
@@ -721,11 +739,10 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
 
 
-def _flags(
-    minimum: float, polished: float, level: float, samples: Floats, name: str, sessions: Sequence[_Session]
-) -> tuple[str, ...]:
+def _flags(minimum: float, polished: float, level: float, name: str, sessions: Sequence[_Session]) -> tuple[str, ...]:
     """What was particular, in any of the processes that a figure is of."""
     states = [state for session in sessions for state in (session.before, session.after)]
+    samples = np.concatenate([session.loaded[name].own for session in sessions])
     told = {
         "bimodal": abs(minimum - polished) > statistics.BIMODAL,
         "drift": abs(level) > DRIFT,

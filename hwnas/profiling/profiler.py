@@ -337,6 +337,8 @@ class Profiler:
                 continue  # of another version of hwnas: measured again
             if record.status.has_value and record.status is not Status.OK:
                 continue  # a quieter machine may tell more
+            if not record.tells_single_runs:
+                continue  # an earlier version has timed loops only
             if (self._memory and record.memory is None) or (self._energy and record.energy is None):
                 continue
             today = self._on_todays_level(record, protocol)

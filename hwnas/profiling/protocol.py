@@ -28,7 +28,8 @@ class Protocol:
         visit_ms: Timed work that a visit aims at, ms.
         samples: Least and largest number of timed samples in a visit.
         untimed: Runs at the beginning of a visit, which bring caches back.
-        sample_us: Shortest sample, us; a faster network is looped within one.
+        sample_us: Shortest sample that a latency is made of, us; a network that takes less than half of it is looped.
+        singles: Timed single runs in each visit of a network that is looped: loops hide how single runs scatter.
         warm_runs, warm_ms: Warm-up of a network lasts at least so many runs and ms,
         most_warm_runs, most_warm_ms: and at most so many, unless two blocks agree before
         warm_within: to within this.
@@ -49,6 +50,7 @@ class Protocol:
     samples: tuple[int, int] = (2, 8)
     untimed: int = 1
     sample_us: float = 200.0
+    singles: int = 4
     warm_runs: int = 3
     warm_ms: float = 50.0
     most_warm_runs: int = 50
@@ -62,6 +64,8 @@ class Protocol:
             raise ValueError(f"1 <= rounds <= most_rounds and step, batch, processes >= 1 are wanted; got {self}")
         if not (0 < self.within < 1 and self.budget_s > 0 and 1 <= self.samples[0] <= self.samples[1]):
             raise ValueError(f"0 < within < 1, budget_s > 0 and 1 <= samples are wanted; got {self}")
+        if self.singles < 1:
+            raise ValueError(f"singles >= 1 is wanted; got {self}")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

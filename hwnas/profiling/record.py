@@ -21,7 +21,9 @@ from hwnas.profiling.backend import GPU_RUNTIMES, MemoryInfo
 from hwnas.profiling.energy import Energy
 from hwnas.profiling.statistics import Spread
 
-VERSION = 1
+VERSION = 2
+_READ = (1, VERSION)  # the first described loops as if they were single runs (`Record.tells_single_runs`)
+LOOPS = 7  # column of raw samples: inferences in the sample
 ESTIMATOR = "geometric mean of the minimum and the polished effect at the minima's level"
 
 
@@ -80,12 +82,13 @@ class Latency:
         calibrated: Whether that was measured on this device; else it is the default.
         minimum, polished: The two parts of the figure.
         level: Log offset of the reference networks to the first batch, which the figure is corrected by.
-        spread: Of the wall time of all samples, corrected likewise; whatever the clock of `value` is.
+        spread: Of the wall time of single runs, corrected likewise; whatever the clock of `value` is. Where `value` is
+            made of loops, these are runs beside them.
         cpu_time, cpu_low, cpu_high: CPU time of one inference by the same estimate, with its 95 % interval;
             uncorrected, as the references' level is one of wall time.
         clock: What `value` and its interval are made of: "wall", or "device" for the device's own events, which leave
             out what the host takes to launch the work. The two are not to be compared with each other.
-        device_time: Median time on the device by its own events, corrected; None where it has none.
+        device_time: Median time of single runs on the device by its own events, corrected; None where it has none.
         device_spread: As `spread`, of the time on the device.
         engines: Latency with each engine that was built, in the order of the processes, by `clock` and corrected; ()
             where no engines are built or only one was.
@@ -134,7 +137,7 @@ class Latency:
 
     @property
     def own_spread(self) -> Spread:
-        """Of the samples that `value` is made of."""
+        """Of single runs by the clock of `value`."""
         return self.spread if self.device_spread is None else self.device_spread
 
     @property
@@ -149,6 +152,7 @@ class Sampling:
 
     Attributes:
         rounds, processes: Visits, over so many fresh processes.
+        loops: Inferences in a sample that the latency is made of, at most; above 1, single runs were timed beside them.
         warm_runs, warm_ok: Warm-up, and whether it became steady.
         seed, order_hash: Of the random orders.
         batch_size: Networks that were interleaved, references included.
@@ -165,6 +169,7 @@ class Sampling:
     batch_size: int
     started: str
     wall_s: float
+    loops: int = 1
 
 
 @dataclass(frozen=True)
@@ -207,6 +212,14 @@ class Record:
             raise ValueError(f"{self.subject.id}: a latency is above 0 and inside its interval; got {self.latency}")
 
     @property
+    def tells_single_runs(self) -> bool:
+        """Whether its spread is that of single runs. It may not be in a record of version 1, which does not say whether
+        its samples are loops: they may be where it took less than the shortest sample."""
+        if self.latency is None or self.version > 1:
+            return True
+        return self.latency.own_spread.minimum >= 1e-3 * float(self.setup.protocol.get("sample_us", 0.0))
+
+    @property
     def cpu_time(self) -> float | None:
         """CPU time of one inference, ms; None where it says nothing (`tells_cpu_time`)."""
         if self.latency is None or not tells_cpu_time(self.setup.runtime, self.setup.config.get("threads", 1)):
@@ -238,7 +251,7 @@ class Record:
         Raises:
             ValueError: Another version, or not a record.
         """
-        if data.get("version") != VERSION:
+        if data.get("version") not in _READ:
             raise ValueError(f"a record of version {VERSION} is wanted; got {data.get('version')}")
         try:
             made: Self = _build(cls, data)
@@ -252,12 +265,18 @@ def write_samples(path: Path, samples: Mapping[str, NDArray[np.float64]]) -> Pat
 
     Args:
         path: Ends in ".npz".
-        samples: `s x 7` each: round, then the fields of `hwnas.profiling.backend.Sample`.
+        samples: `s x 8` each: round, the fields of `hwnas.profiling.backend.Sample`, and how many inferences the sample
+            has: 1 is a single run, more a loop.
     """
     buffer = io.BytesIO()
     arrays: dict[str, Any] = dict(samples)
     np.savez_compressed(buffer, **arrays)
     return atomic.write(path, buffer.getvalue())
+
+
+def single_runs(samples: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Those of raw samples (`write_samples`) that are of one inference each."""
+    return np.asarray(samples[samples[:, LOOPS] == 1])
 
 
 def _build(kind: Any, data: Any) -> Any:

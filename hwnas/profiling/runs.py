@@ -1,5 +1,5 @@
 """How the single runs behind a measured latency went: a latency is that of the machine's fast mode, and a user's own
-runs are like these. Figures and flags, with their meaning in plain words."""
+runs are like these, also where the latency is made of loops. Figures and flags, with their meaning in plain words."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LATENCY = "latency_ms"
 FLAGS: Mapping[str, str] = MappingProxyType(
     {
         "busy": "other work on the machine waited for a CPU",
-        "preempted": "more than half of its runs were interrupted by other work",
+        "preempted": "more than half of its samples were interrupted by other work",
         "bimodal": "the machine has a fast and a slow pace: its fastest and its usual runs are over 10 % apart",
         "drift": "the machine was over 10 % slower or faster than when measuring began; figures are corrected by it",
         "throttled": "the GPU lowered its clocks",
@@ -45,13 +45,13 @@ class Runs:
 
     @classmethod
     def of(cls, record: Record, slower: float = 0.0) -> Self | None:
-        """Of a measurement; None where it has no latency.
+        """Of a measurement; None where it has no latency, or tells of loops only (`Record.tells_single_runs`).
 
         Args:
             record: Its figures are on the level of the first batch.
             slower: Log factor of the machine's pace that the runs are told for to that level's.
         """
-        if record.latency is None:
+        if record.latency is None or not record.tells_single_runs:
             return None
         spread, factor = record.latency.own_spread, math.exp(slower)
         return cls(factor * spread.median, factor * spread.p95, tuple(record.flags))

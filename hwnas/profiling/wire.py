@@ -9,7 +9,8 @@ Requests (`op` and its fields) and the fields of a good reply:
     probe   runtime                                      -> info (DeviceInfo)
     load    id, path, config                             -> providers, build_s, load_s, first_run_ms
     warm    id, min_runs, min_ms, max_runs, max_ms, tol  -> runs, steady, run_ms (median of the last block)
-    round   visits [[id, untimed, k, loops], ...]        -> samples {id: [[fields of Sample], ...]}
+    round   visits [[id, untimed, k, loops], ...]        -> samples {id: [[fields of Sample], ...]}, a network's in the
+                                                            order of its visits
     outputs id, path (where to write an .npz)            -> names [...]
     memory  id                                           -> memory (MemoryInfo)
     energy  id, window_s, windows                        -> energy {energy_mj, power_w, idle_w, ci, source, reason}

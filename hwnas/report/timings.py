@@ -17,6 +17,7 @@ from hwnas import atomic
 from hwnas.comparison import Pair, Timing, Timings
 from hwnas.core.measurement import Status
 from hwnas.core.wording import quantity, shortened
+from hwnas.profiling.record import single_runs
 from hwnas.profiling.runs import doubtful, widened
 from hwnas.report.axes import BLUE, GREY, RED
 from hwnas.report.figures import log_axis, new_figure, render
@@ -45,11 +46,15 @@ _CLOCKS = (
     "clock device: latency, median and 95th percentile are by the device's own events; host is the median wall time, "
     "from the launch to the end of the work. Compare figures of one clock only"
 )
+_LOOPED = (
+    "where a run takes less than 0.1 ms, latency and CPU time are of loops, median and 95th percentile of single runs "
+    "beside them, each of which pays for a call of its own"
+)
 
 
 def cells(timings: Timings, timing: Timing) -> list[str]:
-    """One line of the table, as `_COLUMNS`: latency is the robust figure, median and 95th percentile are of the raw
-    samples by the same clock, host is the median wall time where that is another clock, memory is weights and the
+    """One line of the table, as `_COLUMNS`: latency is the robust figure, median and 95th percentile are of
+    single runs by the same clock, host is the median wall time where that is another clock, memory is weights and the
     highest sum of live activations."""
     record = timing.record
     name = timings.name(timing)
@@ -138,10 +143,11 @@ def notes(timings: Timings) -> list[str]:
     told = [device_note(name, facts) for name, facts in timings.devices.items()]
     told += [
         f"{timing.model} was run with {name} = {'x'.join(map(str, shape))}"
-        for timing in {timing.model: timing for timing in timings.timings}.values()
+        for timing in {t.model: t for t in timings.timings if t.record.latency is not None}.values()
         for name, shape in timing.record.setup.config.get("shapes", {}).items()
     ]
     told += [_CLOCKS] if _by_device(timings) else []
+    told += [_LOOPED] if _looped(timings) else []
     told += [_engines(timings, timing) for timing in ordered(timings) if _spread_of_engines(timing) is not None]
     energies = [timing.record.energy for timing in timings.timings if timing.record.energy is not None]
     told += [f"no energy: {reason}" for reason in dict.fromkeys(energy.reason for energy in energies) if reason]
@@ -151,6 +157,11 @@ def notes(timings: Timings) -> list[str]:
 def _by_device(timings: Timings) -> bool:
     """Whether some figure is by a device's own events."""
     return any(t.record.latency is not None and t.record.latency.clock == "device" for t in timings.timings)
+
+
+def _looped(timings: Timings) -> bool:
+    """Whether some figure is of loops."""
+    return any(t.record.sampling is not None and t.record.sampling.loops > 1 for t in timings.timings)
 
 
 def _spread_of_engines(timing: Timing) -> float | None:
@@ -183,15 +194,16 @@ def device_note(name: str, told: Mapping[str, Any]) -> str:
 
 
 def picture(timings: Timings) -> Figure:
-    """Raw samples as violins, the robust figure and its 95 % interval as a point with whiskers."""
+    """Single runs as violins, the robust figure and its 95 % interval as a point with whiskers."""
     rows = [timing for timing in ordered(timings) if timing.record.latency is not None]
     figure = new_figure(7.2, 1.6 + 0.5 * max(1, len(rows)))
     axes = figure.subplots()
     for place, timing in enumerate(rows):
         latency = timing.record.latency
         assert latency is not None
-        if timing.samples is not None and len(timing.samples) > 1:
-            _violin(axes, timing.samples[:, 4 if latency.clock == "device" else 1] * 1e-6, place)
+        singles = None if timing.samples is None else single_runs(timing.samples)
+        if singles is not None and len(singles) > 1:
+            _violin(axes, singles[:, 4 if latency.clock == "device" else 1] * 1e-6, place)
         colour = RED if doubtful(timing.record.flags) or str(timing.record.status) != "ok" else BLUE
         reach = [[latency.value - latency.low], [latency.high - latency.value]]
         axes.errorbar(latency.value, place, xerr=reach, fmt="o", color=colour, ms=4, capsize=4, lw=1.6, zorder=3)
@@ -206,9 +218,9 @@ def picture(timings: Timings) -> Figure:
         f"{name} {told['noise_floor']:.1%}{'' if told['calibrated'] else ' (assumed)'}"
         for name, told in timings.devices.items()
     )
+    looped = " (below 0.1 ms of loops)" if _looped(timings) else ""
     axes.set_title(
-        f"point and whiskers: latency, 95 % interval; grey: raw samples (1st to 99th percentile)\nnoise floor between "
-        f"sessions: {floors}; red: flagged or not ok",
+        f"point and whiskers: latency{looped}, 95 % interval; grey: single runs (1st to 99th percentile)\nnoise floor between sessions: {floors}; red: flagged or not ok",
         fontsize=6.5,
         loc="left",
         color="0.35",

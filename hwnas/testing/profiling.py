@@ -24,7 +24,7 @@ import pytest
 
 from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Status
-from hwnas.profiling.backend import Backend, DeviceInfo, Failure, LoadedModel, MemoryInfo, SessionConfig
+from hwnas.profiling.backend import Backend, DeviceInfo, Failure, LoadedModel, MemoryInfo, Sample, SessionConfig
 from hwnas.profiling.bench import Bench
 from hwnas.profiling.transport import good
 from hwnas.profiling.wire import Message, Transport, WorkerDied, WorkerTimeout, frame, unframe
@@ -227,6 +227,23 @@ class BackendSuite:
         many = min(sample.wall_ns for sample in model.timed(3, loops=20))
         assert many < 8 * one
 
+    def test_single_runs_beside_loops_are_runs_of_the_same_network(self, runtime: Backend, tmp_path: Path) -> None:
+        """What a visit of a tiny network has: loops for its latency, and single runs that tell how it varies."""
+        dispatcher = Dispatcher(lambda name: runtime, emit=lambda message: None)
+        path = str(write_relu(tmp_path / "tiny.onnx"))
+        loaded = dispatcher.handle({"op": "load", "id": "a", "path": path, "config": self.config.to_json()})
+        assert loaded["ok"], loaded
+        reply = dispatcher.handle({"op": "round", "visits": [["a", 1, 6, 20], ["a", 1, 40, 1]]})
+        dispatcher.close()
+        assert reply["ok"], reply
+        samples = [Sample(*row) for row in reply["samples"]["a"]]
+        assert len(samples) == 46
+        looped, single = (min(sample.wall_ns for sample in part) for part in (samples[:6], samples[6:]))
+        # launching and waiting are paid once in a loop; half as long would be no whole run
+        assert looped / 2 < single
+        if samples[0].device_ns is not None:
+            assert all(sample.device_ns is not None and sample.device_ns > 0 for sample in samples)
+
     def test_much_more_work_takes_longer(self, runtime: Backend, network: Path, tmp_path: Path) -> None:
         if not self.in_order:
             pytest.skip("its figures do not follow the work")
@@ -344,8 +361,9 @@ class TransportSuite:
         assert DeviceInfo.from_json(info).available
         loaded = self.load(transport, network)
         assert loaded["providers"] == ["simulated clock"]
-        told = transport.call({"op": "round", "visits": [["a", 1, 3, 2]]}, timeout=self.timeout_s)["samples"]
-        assert [len(row) for row in told["a"]] == [6, 6, 6]
+        visits = [["a", 1, 3, 2], ["a", 1, 4, 1]]  # loops and, beside them, single runs
+        told = transport.call({"op": "round", "visits": visits}, timeout=self.timeout_s)["samples"]
+        assert [len(row) for row in told["a"]] == [6] * 7
 
     def test_a_failure_names_its_status_and_network(self, transport: Transport, network: Path) -> None:
         with pytest.raises(Failure, match="simulated operator") as told:
