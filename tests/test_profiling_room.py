@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +21,9 @@ from hwnas.profiling import host
 from hwnas.profiling.bench import Bench, Candidate
 from hwnas.profiling.protocol import Protocol
 from hwnas.profiling.references import write_references
-from hwnas.profiling.room import LIBRARIES_MIB, MIB, Room, footprint
+from hwnas.profiling.room import MIB, Room, footprint, least_need
+from hwnas.profiling.worker.runtimes.registry import backend
+from hwnas.report import timings
 from hwnas.testing.profiling import DirectTransport, SessionConfig, write_relu
 
 BRIEF = Protocol(rounds=4, most_rounds=4, resamples=50, within=0.9)
@@ -31,13 +36,24 @@ def candidates(folder: Path, count: int, *, weights_mib: float, activation_mib: 
     return [Candidate(f"net-{i}", write_relu(folder / f"net-{i}.onnx"), facts=facts) for i in range(count)]
 
 
-def bench(folder: Path, *, free_mib: float | None, granted_mib: float | None = None) -> Bench:
-    options = FEW if free_mib is None else FEW | {"free_mib": free_mib}
-    limit = None if granted_mib is None else granted_mib + LIBRARIES_MIB
+def bench(
+    folder: Path,
+    *,
+    free_mib: float | None = None,
+    total_mib: float | None = None,
+    granted_mib: float | None = None,
+    protocol: Protocol = BRIEF,
+    options: dict[str, Any] = FEW,
+    **settings: Any,
+) -> Bench:
+    told = {"free_mib": free_mib, "total_mib": total_mib}
+    options = options | {name: value for name, value in told.items() if value is not None}
     transport = DirectTransport()
     references = {"reference": write_relu(folder / "reference.onnx")}
-    config = SessionConfig("fake", options=options, memory_limit_mib=limit)
-    return Bench(transport, config, BRIEF, references=references, clock=transport.clock)
+    config = SessionConfig("fake", options=options)
+    return Bench(
+        transport, config, protocol, references=references, granted_mib=granted_mib, clock=transport.clock, **settings
+    )
 
 
 def sizes(bench: Bench, asked: list[Candidate]) -> list[int]:
@@ -89,6 +105,128 @@ class TestBatches:
         made._config = SessionConfig("fake", options=FEW | {"free_mib": "much"})
         assert made._ask_room() == Room()
         made.close()
+
+
+class TestWhatCannotFit:
+    def needing(self, folder: Path, name: str, weights_mib: float, activation_mib: float | None = 0.0) -> Candidate:
+        facts: dict[str, Any] = {"weights_bytes": int(weights_mib * MIB)}
+        facts["activation_bytes"] = None if activation_mib is None else int(activation_mib * MIB)
+        return Candidate(name, write_relu(folder / f"{name}.onnx"), facts=facts)
+
+    @pytest.mark.parametrize(
+        ("memory", "told"),
+        [
+            ({"granted_mib": 500}, "the device file grants 500 MiB; raise its memory_mib, or"),
+            ({"total_mib": 500, "free_mib": 1e6}, "there are 500 MiB where it would run; choose a smaller"),
+            # to raise what is granted would not help
+            ({"granted_mib": 400, "total_mib": 500}, "there are 500 MiB where it would run; choose a smaller"),
+            ({"granted_mib": 500, "total_mib": 1e6}, "the device file grants 500 MiB; raise its memory_mib, or"),
+        ],
+    )
+    def test_it_is_out_of_memory_unloaded_and_the_others_are_measured(
+        self, tmp_path: Path, memory: dict[str, float], told: str
+    ) -> None:
+        # loading any of those would be the end of the worker
+        made = bench(tmp_path, options=FEW | {"fault.large*": "crash"}, **memory)
+        asked = [
+            self.needing(tmp_path, "large-1", 300, 300),
+            self.needing(tmp_path, "small-1", 1),
+            self.needing(tmp_path, "large-2", 501),
+            self.needing(tmp_path, "small-2", 1),
+            self.needing(tmp_path, "large-3", 0, 501),
+        ]
+        with closing(made):
+            records = list(made.measure(asked))
+        assert [r.subject.id for r in records] == [c.id for c in asked]
+        for record in records:
+            if record.subject.id.startswith("small"):
+                assert record.status is Status.OK
+                assert record.sampling is not None
+                assert record.sampling.batch_size == 3  # the reference as well
+            else:
+                assert (record.status, record.sampling, record.retries) == (Status.OUT_OF_MEMORY, None, 0)
+                assert told in record.message
+        assert records[0].message.startswith("it needs at least 600 MiB (weights 300 MiB, activations 300 MiB), ")
+        assert len({r.sampling.order_hash for r in records if r.sampling}) == 1
+
+    def test_it_takes_no_place_in_a_batch(self, tmp_path: Path) -> None:
+        """Nor does it end one, and progress counts it."""
+        told: list[tuple[float, int]] = []
+        protocol = replace(BRIEF, batch=2)
+        made = bench(
+            tmp_path, total_mib=500, protocol=protocol, on_progress=lambda done, total, text: told.append((done, total))
+        )
+        names = ["s1", "L1", "L2", "s2", "L3", "s3", "L4"]
+        asked = [self.needing(tmp_path, name, 600 if name[0] == "L" else 1) for name in names]
+        batches: list[list[str]] = []
+        made._on_batch = lambda news: batches.append([record["subject"]["id"] for record in news["records"]])
+        with closing(made):
+            records = list(made.measure(asked))
+        assert batches == [["s1", "L1", "L2", "s2", "L3"], ["s3", "L4"]]
+        assert [record.status.has_value for record in records] == [name[0] == "s" for name in names]
+        assert told[-1] == (7, 7)
+        assert all(a <= b for (a, _), (b, _) in pairwise(told))
+
+    def test_where_all_are_too_large_nothing_is_measured(self, tmp_path: Path) -> None:
+        made = bench(tmp_path, total_mib=500)
+        with closing(made):
+            records = list(made.measure([self.needing(tmp_path, f"net-{i}", 600) for i in range(3)]))
+        assert {record.status for record in records} == {Status.OUT_OF_MEMORY}
+        assert made.levels == {}
+
+    def test_what_may_fit_or_cannot_be_counted_is_tried(self, tmp_path: Path) -> None:
+        """An estimate that is on the safe side refuses nothing."""
+        made = bench(tmp_path, total_mib=500, granted_mib=500)
+        asked = [
+            self.needing(tmp_path, "just", 250, 250),
+            self.needing(tmp_path, "unknown", 600, None),
+            Candidate("no-facts", write_relu(tmp_path / "no-facts.onnx")),
+        ]
+        assert sum(sizes(made, asked)) == 3
+
+    def test_fewer_bits_need_less(self) -> None:
+        facts = {"weights_bytes": 400 * MIB, "activation_bytes": 200 * MIB}
+        needs = [least_need(facts, precision) for precision in ("fp32", "fp16", "int8")]
+        assert [need.bytes // MIB for need in needs if need] == [600, 300, 150]
+
+    def test_a_worker_of_an_older_version_tells_no_total(self, tmp_path: Path) -> None:
+        class Older(DirectTransport):
+            def call(self, request: Any, *, timeout: float) -> dict[str, Any]:
+                reply = super().call(request, timeout=timeout)
+                reply.pop("total_bytes", None)
+                return reply
+
+        options = FEW | {"free_mib": 1e6, "total_mib": 10}
+        transport = Older()
+        references = {"reference": write_relu(tmp_path / "reference.onnx")}
+        made = Bench(
+            transport, SessionConfig("fake", options=options), BRIEF, references=references, clock=transport.clock
+        )
+        assert made._ask_room() == Room(int(1e6 * MIB))
+        assert sizes(made, [self.needing(tmp_path, "net", 600)]) == [1]
+
+    @pytest.mark.parametrize("runtime", ["ort-cpu", "torch-cpu", "openvino"])
+    def test_a_model_larger_than_the_machine_is_never_loaded(self, tmp_path: Path, runtime: str) -> None:
+        """Any runtime, as `hwnas profile` runs it: a row with a status, and figures for the others."""
+        big = 2 * (host.total_bytes() or 0) // 4 // 1024
+        if not big or not backend(runtime).probe().available:
+            pytest.skip("memory unknown, or no such runtime")
+        values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ("n", 1024)) for n in ("x", "y")]
+        graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        onnx.save(model, tmp_path / "large.onnx")
+        write_relu(tmp_path / "small.onnx")
+        device = Device("box", "a box", "cpu", (runtime,), ("fp32",), ("latency_ms",), "timed", host="local")
+        found = time_models(
+            [tmp_path / "large.onnx", tmp_path / "small.onnx"], [device], BRIEF, shapes={"x": (big, 1024)}, cached=False
+        )
+        large, small = found.timings
+        assert large.record.status is Status.OUT_OF_MEMORY
+        assert "it needs at least" in large.record.message
+        assert small.record.status.has_value
+        assert not found.complete
+        assert not any("was run with" in line for line in timings.notes(found))
+        assert any("where it would run" in line for line in timings.failures(found))
 
 
 def test_models_of_two_batches_are_not_said_to_be_interleaved(tmp_path: Path) -> None:
@@ -159,10 +297,12 @@ class TestFreeMemory:
 
     def test_what_the_system_has_left(self, machine: Path) -> None:
         assert host.free_bytes() == 1_000_000 * 1024
+        assert host.total_bytes() == 2_000_000 * 1024
 
     def test_nothing_is_told_where_nothing_is_known(self, machine: Path) -> None:
         (machine / "proc/meminfo").unlink()
         assert host.free_bytes() is None
+        assert host.total_bytes() is None
 
     def test_the_limit_of_a_group_and_its_parents(self, machine: Path) -> None:
         self.write(machine / "proc/self/cgroup", "0::/box/inner\n")
@@ -172,6 +312,7 @@ class TestFreeMemory:
             self.write(group / name / "memory.current", used)
         self.write(group / "box/memory.stat", "anon 7\ninactive_file 50000000\nactive_file 9\n")
         assert host.free_bytes() == 250_000_000
+        assert host.total_bytes() == 500_000_000
 
     def test_a_container_sees_its_own_group_as_the_root(self, machine: Path) -> None:
         self.write(machine / "proc/self/cgroup", "4:memory:/docker/1234\n3:cpu:/\n")
@@ -179,9 +320,12 @@ class TestFreeMemory:
         self.write(group / "memory.limit_in_bytes", "400000000")
         self.write(group / "memory.usage_in_bytes", "500000000")
         assert host.free_bytes() == 0
+        assert host.total_bytes() == 400_000_000
 
     def test_a_gpu_tells_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(host, "_run", lambda command: "1234 MiB, 8192 MiB\n")
         assert host.free_gpu_bytes() == 1234 * MIB
+        assert host.total_gpu_bytes() == 8192 * MIB
         monkeypatch.setattr(host, "_run", lambda command: None)
         assert host.free_gpu_bytes() is None
+        assert host.total_gpu_bytes() is None

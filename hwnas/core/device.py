@@ -19,7 +19,7 @@ class Device:
         metrics: Metrics that are known for it, e.g. ("latency_ms", "energy_mj").
         measured_how: One sentence: what was measured and how.
         batch: Batch size of its figures.
-        memory_mib: Memory that a model may use, MiB: one that wants more is out of memory (CPU runtimes); None for all.
+        memory_mib: Memory that a model may use, MiB: one that needs more is out of memory; None for all.
         host: Where it is: "local", "table" (only known from a table), "profile" (only known from saved measurements),
             or "ssh:ADDRESS".
         threads: Threads that run one network, where it is measured.

@@ -204,5 +204,8 @@ class Backend(Protocol):
     def free_bytes(self, config: SessionConfig) -> int | None:
         """Memory that networks could still take where they lie; None where nobody tells."""
 
+    def total_bytes(self, config: SessionConfig) -> int | None:
+        """All memory that there is where networks lie, whoever uses it now; None where nobody tells."""
+
     def load(self, model: Path, config: SessionConfig) -> LoadedModel:
         """Raises Failure. A silent fallback to another provider is a failure of status `ep_fallback`."""

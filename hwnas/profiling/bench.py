@@ -23,7 +23,7 @@ from hwnas.profiling.history import History
 from hwnas.profiling.host import fingerprint
 from hwnas.profiling.protocol import Protocol
 from hwnas.profiling.record import LOOPS, Latency, Record, Sampling, Setup, Subject, single_runs
-from hwnas.profiling.room import LIBRARIES_MIB, MIB, Room, footprint
+from hwnas.profiling.room import MIB, Room, footprint, least_need
 from hwnas.profiling.statistics import Estimate
 from hwnas.profiling.wire import Message, Transport, WorkerDied, WorkerTimeout
 from hwnas.seeding import stream
@@ -123,6 +123,7 @@ class Bench:
         least_sigma: What is known to be too small for it: how badly figures repeated on this device just now.
         seed: Of random orders and resamples.
         memory, energy: Whether to ask for them as well.
+        granted_mib: Memory that the device file grants to networks, MiB; None for all.
         clock: Monotonic seconds.
         on_progress: Told how far it is (`hwnas.profiling.headway`).
         history: Of a session that is continued: batches go on counting there, on its level.
@@ -151,6 +152,7 @@ class Bench:
         seed: int = 0,
         memory: bool = False,
         energy: bool = False,
+        granted_mib: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_progress: OnProgress | None = None,
         history: History | None = None,
@@ -165,6 +167,7 @@ class Bench:
         self._least_sigma = least_sigma
         self._seed = seed
         self._memory, self._energy = memory, energy
+        self._granted = None if granted_mib is None else int(granted_mib * MIB)
         self._clock = clock
         # another machine may have a meter that this one lacks: then progress takes the end of a batch for short
         self._metered = energy and not why_no_meter(config.runtime)
@@ -206,9 +209,10 @@ class Bench:
         self._headway.begin(len(candidates))
         begin = 0
         while begin < len(candidates):
-            batch = self._fitting(candidates[begin : begin + self._protocol.batch])
+            faults = _Faults()
+            batch = self._fitting(candidates[begin:], faults)
             begin += len(batch)
-            records = self._batch(batch)
+            records = self._batch(batch, faults)
             self._headway.finish()
             for candidate in batch:
                 yield records[candidate.id]
@@ -252,20 +256,27 @@ class Bench:
 
     # -- memory ------------------------------------------------------------------------------------------------------
 
-    def _fitting(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
-        """As many of the first ones as memory has room for; at least one, which is `oom` if it does not fit alone."""
+    def _fitting(self, candidates: Sequence[Candidate], faults: _Faults) -> Sequence[Candidate]:
+        """As many of the first ones as a batch may have and memory has room for; at least one. Those among them that
+        need more than there is fail now: they are not loaded and take no place."""
         self._room = self._ask_room()
         taken, count = self._taken([]), 0
-        for candidate in candidates:
+        for place, candidate in enumerate(candidates):
+            lacking = self._room.lacks(least_need(candidate.facts, self._config.precision))
+            if lacking:
+                faults.failed[candidate.id] = (Status.OUT_OF_MEMORY, lacking)
+                continue
+            if count == self._protocol.batch:
+                return candidates[:place]
             taken += footprint(candidate.path, candidate.facts)
             if count and taken > self._room.bytes:
                 self.squeezed = (
                     f"batches of fewer than {self._protocol.batch} networks, for want of memory: together they may "
                     f"take {self._room}"
                 )
-                break
+                return candidates[:place]
             count += 1
-        return candidates[:count]
+        return candidates
 
     def _taken(self, batch: Sequence[Candidate]) -> int:
         """Estimated bytes of a batch with the references."""
@@ -274,30 +285,32 @@ class Bench:
 
     def _ask_room(self) -> Room:
         """What there is now, with no network of a batch loaded."""
-        limit = self._config.memory_limit_mib
-        granted = None if limit is None else max(0, int((limit - LIBRARIES_MIB) * MIB))
+        told: Mapping[str, Any] = {}
         try:
             if not self._alive:
                 self._start()
-            told = self._call({"op": "room", "config": self._config.to_json()}, _LOAD_S)["free_bytes"]
+            told = self._call({"op": "room", "config": self._config.to_json()}, _LOAD_S)
         except Failure:  # a worker of an older version, or a driver that does not answer
-            told = None
+            pass
         except (WorkerDied, WorkerTimeout):
-            self._alive, told = False, None
-        return Room(told, granted)
+            self._alive = False
+        # a worker that is a little older does not tell the second
+        return Room(told.get("free_bytes"), self._granted, told.get("total_bytes"))
 
     # -- one batch ---------------------------------------------------------------------------------------------------
 
-    def _batch(self, batch: Sequence[Candidate]) -> dict[str, Record]:
+    def _batch(self, batch: Sequence[Candidate], faults: _Faults) -> dict[str, Record]:
+        """Records of a batch, those of it that have failed already (`_fitting`) included."""
         history = self.history
+        fitting = [candidate for candidate in batch if candidate.id not in faults.failed]
         rng = stream(self._seed, history.batches, "rounds")
-        again, pairs, offsets = self._retested(batch, rng), len(history.pairs), len(history.offsets)
-        while again and self._taken([*batch, *again]) > self._room.bytes:
+        again = self._retested(batch, rng) if fitting else []
+        pairs, offsets = len(history.pairs), len(history.offsets)
+        while again and self._taken([*fitting, *again]) > self._room.bytes:
             again.pop()
         history.batches += 1
-        self._headway.batch([candidate.id for candidate in batch])
-        faults = _Faults()
-        members = {candidate.id: candidate for candidate in (*batch, *again)}
+        self._headway.batch([candidate.id for candidate in fitting], refused=len(batch) - len(fitting))
+        members = {candidate.id: candidate for candidate in (*fitting, *again)}
         started = datetime.now(UTC).isoformat(timespec="seconds")
         sessions = self._sessions(members, faults, rng)
         level = self._level_of(sessions)
@@ -310,9 +323,9 @@ class Bench:
         for candidate in again:
             self._note_retest(candidate, sessions, level)
         records = {}
-        for number, candidate in enumerate(batch, start=1):
-            if self._memory or self._energy:
-                self._headway.record("energy" if self._metered else "memory", number)
+        for candidate in batch:
+            if candidate in fitting and (self._memory or self._energy):
+                self._headway.record("energy" if self._metered else "memory", fitting.index(candidate) + 1)
             if candidate.id in faults.failed or not sessions:
                 records[candidate.id] = self._failed(candidate, faults)
             else:

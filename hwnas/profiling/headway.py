@@ -36,8 +36,9 @@ class Headway:
         self._behind, self._total = 0, total
         self.batch(())
 
-    def batch(self, names: Collection[str]) -> None:
-        """These are measured together now."""
+    def batch(self, names: Collection[str], *, refused: int = 0) -> None:
+        """These are measured together now; so many others were refused unmeasured."""
+        self._behind += refused
         self._own, self._furthest, self._again, self._process = frozenset(names), 0.0, "", 0
 
     def process(self, number: int) -> None:

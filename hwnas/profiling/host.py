@@ -103,16 +103,24 @@ def nvidia_gpu() -> dict[str, str] | None:
 def free_bytes() -> int | None:
     """Memory that this process may still take: what the system has left, or what is left of a limit that it is held to
     (cgroup, version 1 or 2, the nearest one counts); None where the system does not tell."""
-    available = re.search(r"MemAvailable:\s+(\d+) kB", _read(_PROC / "meminfo"))
-    known = [*([int(available.group(1)) * 1024] if available else []), *_cgroup_rooms()]
+    known = [*_meminfo("MemAvailable"), *(left for _, left in _cgroup_rooms())]
     return max(0, min(known)) if known else None
+
+
+def total_bytes() -> int | None:
+    """Memory of the machine, or the limit that this process is held to; None where the system does not tell. What can
+    be swapped out is not counted: nothing is timed from there."""
+    return min([*_meminfo("MemTotal"), *(most for most, _ in _cgroup_rooms())], default=None)
 
 
 def free_gpu_bytes() -> int | None:
     """Free memory of the first NVIDIA GPU, as nvidia-smi says it; None where it does not tell."""
-    told = _smi(("memory.free", "memory.total"))
-    number = re.match(r"(\d+) MiB", (told or {}).get("memory.free", ""))
-    return int(number.group(1)) * 2**20 if number else None
+    return _gpu_bytes("memory.free")
+
+
+def total_gpu_bytes() -> int | None:
+    """Memory of the first NVIDIA GPU, likewise."""
+    return _gpu_bytes("memory.total")
 
 
 def resident_bytes() -> int:
@@ -139,8 +147,20 @@ def _gpu_state() -> dict[str, float | str | list[str]]:
     return found
 
 
-def _cgroup_rooms() -> Iterator[int]:
-    """What is left of each memory limit of this process's groups and their parents, bytes. Cached files are not
+def _meminfo(name: str) -> list[int]:
+    """One of the system's own figures, bytes; nothing where it does not tell."""
+    found = re.search(rf"^{name}:\s+(\d+) kB", _read(_PROC / "meminfo"), re.MULTILINE)
+    return [int(found.group(1)) * 1024] if found else []
+
+
+def _gpu_bytes(which: str) -> int | None:
+    told = _smi(("memory.free", "memory.total"))
+    number = re.match(r"(\d+) MiB", (told or {}).get(which, ""))
+    return int(number.group(1)) * 2**20 if number else None
+
+
+def _cgroup_rooms() -> Iterator[tuple[int, int]]:
+    """Each memory limit of this process's groups and their parents and what is left of it, bytes. Cached files are not
     counted as taken: the kernel gives them up first."""
     for line in _read(_PROC / "self/cgroup").splitlines():
         number, controllers, path = [*line.split(":", 2), "", ""][:3]
@@ -157,7 +177,7 @@ def _cgroup_rooms() -> Iterator[int]:
             most, used = _read(folder / limit), _read(folder / usage)
             if most.isdecimal() and used.isdecimal():
                 files = re.search(rf"^{cached} (\d+)$", _read(folder / "memory.stat"), re.MULTILINE)
-                yield int(most) - int(used) + (int(files.group(1)) if files else 0)
+                yield int(most), int(most) - int(used) + (int(files.group(1)) if files else 0)
 
 
 def _smi(fields: tuple[str, ...]) -> dict[str, str] | None:
@@ -203,8 +223,7 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def _memory_gib() -> str:
-    total = re.search(r"MemTotal:\s+(\d+) kB", _read(_PROC / "meminfo"))
-    return f"{int(total.group(1)) / 2**20:.0f}" if total else ""
+    return "".join(f"{total / 2**30:.0f}" for total in _meminfo("MemTotal"))
 
 
 def _read(path: Path) -> str:

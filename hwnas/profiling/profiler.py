@@ -192,6 +192,7 @@ class Profiler:
                     seed=self._seed,
                     memory=self._memory,
                     energy=self._energy,
+                    granted_mib=self.device.memory_mib,
                     on_progress=self._tell,
                     history=self.history(protocol.name),
                     earlier=lambda name: self._earlier(name),
@@ -303,6 +304,7 @@ class Profiler:
                 protocol,
                 references=self._references,
                 seed=self._seed + number,
+                granted_mib=self.device.memory_mib,
                 on_progress=tell,
             )
         except (Failure, WorkerDied, WorkerTimeout) as error:

@@ -15,7 +15,7 @@ Requests (`op` and its fields) and the fields of a good reply:
     memory  id                                           -> memory (MemoryInfo)
     energy  id, window_s, windows                        -> energy {energy_mj, power_w, idle_w, ci, source, reason}
     unload  id                                           -> (nothing)
-    room    config                                       -> free_bytes (null where nobody tells)
+    room    config                                       -> free_bytes, total_bytes (null where nobody tells)
     state                                                -> conditions (load, pressure, clocks, temperatures, ...)
     quit                                                 -> (nothing), then the worker ends
 

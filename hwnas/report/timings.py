@@ -34,7 +34,7 @@ _FEW = 6  # models whose pairs are all told; of more, each is compared with the 
 _LONGEST = 500  # characters of a failure's message
 _ADVICE = {
     Status.UNSUPPORTED_OP: " (export it with an older opset, update the runtime, or choose another device)",
-    Status.OUT_OF_MEMORY: " (it needs more memory than there is)",
+    Status.OUT_OF_MEMORY: " (more memory than there is, or than it may use)",
     Status.UNCONVERGED: " (a wider interval than was asked for; a quieter machine or --preset final helps)",
 }
 _FAR = 5.0  # times as slow: a logarithmic axis
@@ -220,7 +220,8 @@ def picture(timings: Timings) -> Figure:
     )
     looped = " (below 0.1 ms of loops)" if _looped(timings) else ""
     axes.set_title(
-        f"point and whiskers: latency{looped}, 95 % interval; grey: single runs (1st to 99th percentile)\nnoise floor between sessions: {floors}; red: flagged or not ok",
+        f"point and whiskers: latency{looped}, 95 % interval; grey: single runs (1st to 99th percentile)\n"
+        f"noise floor between sessions: {floors}; red: flagged or not ok",
         fontsize=6.5,
         loc="left",
         color="0.35",

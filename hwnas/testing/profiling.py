@@ -176,7 +176,9 @@ class BackendSuite:
 
     def test_free_memory_is_told_or_not_at_all(self, runtime: Backend) -> None:
         free = runtime.free_bytes(self.config)
+        total = runtime.total_bytes(self.config)
         assert free is None or free > 0
+        assert total is None or (free is not None and total >= free)
 
     def test_names_what_runs_it(self, model: LoadedModel) -> None:
         assert model.providers

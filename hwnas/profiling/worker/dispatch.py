@@ -162,7 +162,8 @@ class Dispatcher:
 
     def _room(self, request: Message) -> Mapping[str, Any]:
         config = SessionConfig.from_json(request["config"])
-        return {"free_bytes": self._backend(config.runtime).free_bytes(config)}
+        runtime = self._backend(config.runtime)
+        return {"free_bytes": runtime.free_bytes(config), "total_bytes": runtime.total_bytes(config)}
 
     def _state(self, request: Message) -> Mapping[str, Any]:
         del request

@@ -72,6 +72,10 @@ class Cuda:
         """Memory of the device that is not allocated."""
         return int(self.call("cudaMemGetInfo")[0])
 
+    def total_bytes(self) -> int:
+        """Memory of the device."""
+        return int(self.call("cudaMemGetInfo")[1])
+
     def allocate(self, size: int) -> int:
         """Address of so many bytes on the device."""
         return int(self.call("cudaMalloc", max(size, 1))[0])

@@ -23,7 +23,7 @@ Options (`SessionConfig.options`; PATTERN is a shell pattern for the file's name
     device_share          share of the wall time that the device's own events show; without it there are no events
     engine                standard deviation between builds of a network's engine (`SessionConfig.build`), relative
     level, session        standard deviation between sessions, relative: of all networks alike, of each for itself
-    free_mib              memory that is said to be free, MiB; without it none is told
+    free_mib, total_mib   memory that is said to be free, and to be there, MiB; without it none is told
     seed                  of all that, with the worker's name (`SessionConfig.session`): sessions differ from each
                           other, in the same way every time; without it every process draws anew
 """
@@ -51,6 +51,7 @@ from hwnas.profiling.worker.inputs import make_inputs
 from hwnas.seeding import stable_hash
 
 FAULTS = ("crash", "killed", "hang", "oom", "garbage", "invalid", "unsupported", "fallback", "nan", "zero")
+_MAY_BE_UNTOLD = ("seed", "free_mib", "total_mib")
 _SENSITIVITY = (0.8, 1.2)  # the slow mode slows networks down to different degrees
 
 
@@ -73,6 +74,7 @@ class Settings:
     device_share: float = 0.0
     engine: float = 0.0
     free_mib: float = -1.0  # below 0: not told
+    total_mib: float = -1.0  # likewise
     seed: float = -1.0  # below 0: none
 
     @classmethod
@@ -92,7 +94,7 @@ class Settings:
                     Status.BACKEND_UNAVAILABLE,
                     f"runtime fake has no option {name!r}. Known: truth.PATTERN, fault.PATTERN, {', '.join(known)}",
                 )
-            found[name] = _number(name, value, least=-np.inf if name in ("seed", "free_mib") else 0.0)
+            found[name] = _number(name, value, least=-np.inf if name in _MAY_BE_UNTOLD else 0.0)
         settings = cls(**found)
         if settings.slow < 1 or settings.tail > 1 or min(settings.slow_s, settings.fast_s, settings.gmacs_per_s) <= 0:
             raise Failure(
@@ -145,8 +147,10 @@ class Fake:
         return DeviceInfo(True, "", "simulated device (no hardware)", versions, {"device": "simulated", **versions})
 
     def free_bytes(self, config: SessionConfig) -> int | None:
-        free = Settings.read(config.options).free_mib
-        return None if free < 0 else int(free * 2**20)
+        return _bytes(Settings.read(config.options).free_mib)
+
+    def total_bytes(self, config: SessionConfig) -> int | None:
+        return _bytes(Settings.read(config.options).total_mib)
 
     def load(self, model: Path, config: SessionConfig) -> FakeModel:
         settings = Settings.read(config.options)
@@ -325,6 +329,10 @@ def _inputs(path: Path, config: SessionConfig) -> dict[str, NDArray[Any]]:
         for name, shape in onnx_facts.input_shapes(model).items()
     ]
     return make_inputs(declared, config.shapes)
+
+
+def _bytes(mib: float) -> int | None:
+    return None if mib < 0 else int(mib * 2**20)
 
 
 def _number(name: str, value: object, *, least: float) -> float:

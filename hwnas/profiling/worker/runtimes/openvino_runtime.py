@@ -50,6 +50,9 @@ class OpenVino:
     def free_bytes(self, config: SessionConfig) -> int | None:
         return host.free_bytes()
 
+    def total_bytes(self, config: SessionConfig) -> int | None:
+        return host.total_bytes()
+
     def load(self, model: Path, config: SessionConfig) -> OpenVinoModel:
         return OpenVinoModel(Path(model), config, self.device)
 

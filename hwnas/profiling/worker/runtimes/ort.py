@@ -88,6 +88,9 @@ class OnnxRuntime:
         # where nvidia-smi is missing, GPU and CPU share their memory (Jetson)
         return (host.free_gpu_bytes() if self.provider in _GPU else None) or host.free_bytes()
 
+    def total_bytes(self, config: SessionConfig) -> int | None:
+        return (host.total_gpu_bytes() if self.provider in _GPU else None) or host.total_bytes()
+
     def load(self, model: Path, config: SessionConfig) -> OrtModel:
         return OrtModel(Path(model), config, self.provider)
 

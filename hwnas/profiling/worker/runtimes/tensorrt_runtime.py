@@ -70,6 +70,9 @@ class TensorRT:
     def free_bytes(self, config: SessionConfig) -> int | None:
         return Cuda().free_bytes()
 
+    def total_bytes(self, config: SessionConfig) -> int | None:
+        return Cuda().total_bytes()
+
     def load(self, model: Path, config: SessionConfig) -> TensorRTModel:
         options = _options(config)
         cuda = Cuda()  # before anything of TensorRT: without a device that ends the process

@@ -72,11 +72,16 @@ class Torch:
         )
 
     def free_bytes(self, config: SessionConfig) -> int | None:
-        if self.device == "cpu":
-            return host.free_bytes()
+        return host.free_bytes() if self.device == "cpu" else self._gpu_bytes(0)
+
+    def total_bytes(self, config: SessionConfig) -> int | None:
+        return host.total_bytes() if self.device == "cpu" else self._gpu_bytes(1)
+
+    def _gpu_bytes(self, which: int) -> int | None:
+        """Free (0) or total (1) memory of the GPU; None where there is none."""
         import torch
 
-        return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None
+        return int(torch.cuda.mem_get_info()[which]) if torch.cuda.is_available() else None
 
     def load(self, model: Path, config: SessionConfig) -> TorchModel:
         return TorchModel(Path(model), config, self.device)
