@@ -6,8 +6,8 @@ OpenVINO and 7 in torch; of 180 to 200 MiB of weights ONNX Runtime and torch kee
 they load, OpenVINO keeps two; of 192 MiB of live activations ONNX Runtime takes 1.7 times as much, OpenVINO 2.3 times.
 
 Whether a network fits at all is not decided by that estimate, which is on the safe side of the machine, but by the
-least it needs: its weights and the highest sum of its live activations, both once. What needs more than there is, or
-than the device file grants, is not even loaded.
+least it needs: its weights once, and half of the highest sum of its live activations, as a runtime may write a result
+where its input was. What needs more than there is, or than the device file grants, is not even loaded.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Need:
 
     Attributes:
         weights: All of them, once.
-        activations: Highest sum of live ones.
+        activations: Half of the highest sum of live ones.
     """
 
     weights: int
@@ -74,7 +74,7 @@ def least_need(facts: Mapping[str, Any], precision: str) -> Need | None:
     if weights is None or activations is None:
         return None
     share = _NARROWER.get(precision, 1)
-    return Need(weights // share, activations // share)
+    return Need(weights // share, activations // 2 // share)
 
 
 @dataclass(frozen=True)
