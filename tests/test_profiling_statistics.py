@@ -305,6 +305,26 @@ def test_what_is_shared_by_two_networks_does_not_blur_their_comparison() -> None
     assert not told.tie
 
 
+def test_the_references_alone_find_a_level_like_a_batchs(files: dict[str, Path]) -> None:
+    """On a machine that flips every second or so they would be through in one mode; they take as long as a batch."""
+    truth = {f"truth.{net}": latency for net, latency in REFERENCES.items()}
+    for name in ("a", "b", "c", "d", "e", "f"):
+        told: list[str] = []
+        alone = simulated_bench(
+            options={"seed": 1, **truth, "slow": 1.4, "slow_s": 1.0, "fast_s": 1.0, "jitter": 0.01},
+            name=name,
+            protocol=CAREFUL,
+            references={net: files[net] for net in REFERENCES},
+            on_progress=lambda done, total, text, told=told: told.append(text),  # type: ignore[misc]
+        )
+        began = alone._clock()
+        level = alone.find_level()
+        assert abs(np.mean([math.log(level[net] / latency) for net, latency in REFERENCES.items()])) < 0.03
+        assert 3.9 < alone._clock() - began < 8
+        assert told[-1].startswith("round 30 of at most 40")  # as many visits count as in a batch
+        alone.close()
+
+
 def test_retests() -> None:
     assert statistics.retests([], [], []) is None
     two = statistics.retests([1.0, 2.0], [1.1, 2.0], [(0.01, 0.01), (0.01, 0.01)])

@@ -38,6 +38,7 @@ _PREEMPTED = 0.5  # share of samples
 _SLOWEST_LOAD_S = {"tensorrt": 600.0, "ort-trt": 600.0}
 _LOAD_S, _LEAST_S, _TIMES = 60.0, 10.0, 50.0  # deadlines: loading; any other request; multiples of the expected time
 _WINDOW_S, _WINDOWS = 2.0, 3  # of energy
+_APART_S = 0.13  # from one round of the references alone to the next that counts: as in a batch of some 16 networks
 _WALL, _CPU, _DEVICE, _SWITCHES = 1, 3, 4, 5  # columns of kept samples; 0 is the round
 
 
@@ -225,15 +226,23 @@ class Bench:
     def find_level(self) -> dict[str, float]:
         """`levels`, measured now if nothing has been measured yet.
 
+        A batch's level is of so many rounds over some seconds, and least times count in it. The references alone would
+        be through with their rounds within a single mode of the machine; so most of their rounds do not count, and
+        those that do are as many as in a batch, and as far apart. How near that comes to a batch's level was measured:
+        docs/profiling.md, "The cache".
+
         Raises:
             WorkerDied, WorkerTimeout, Failure: The references themselves cannot be run.
         """
         if not self.history.level:
             self._headway.begin(0)
+            if not self._alive:  # networks that were asked for before have ended it, all of them
+                self._start()
             for name, path in self._references.items():
-                self._load_one(name, path)
+                if name not in self._loaded:
+                    self._load_one(name, path)
                 self._warm(name)
-            self._level_of([self._rounds(stream(self._seed, 0, "level"))])
+            self._level_of([self._rounds(stream(self._seed, 0, "level"), _APART_S)])
             told = self.history.since(len(self.history.pairs), len(self.history.offsets), {})
             self._on_batch({**told, "records": []})
         return self.levels
@@ -418,7 +427,15 @@ class Bench:
             self._warm(name)
         return left
 
-    def _rounds(self, rng: np.random.Generator) -> _Session:
+    def _rounds(self, rng: np.random.Generator, apart_s: float = 0.0) -> _Session:
+        """Rounds of what is loaded until it is known well enough.
+
+        Args:
+            rng: Draws orders and resamples.
+            apart_s: Seconds that visits take from one round to the next that counts. Those in between are made for
+                nothing, in the place of other networks' visits. By what the samples say and not by the clock:
+                simulated networks shall be visited equally often each time.
+        """
         protocol, loaded = self._protocol, self._loaded
         ids = list(loaded)
         for state in loaded.values():
@@ -427,6 +444,7 @@ class Bench:
         plans = {name: self._visit(loaded[name].warm["run_ms"]) for name in ids}
         for name, (_, loops) in plans.items():
             loaded[name].loops = loops
+        runs = np.array([protocol.untimed + math.prod(plans[name]) for name in ids])  # in a visit
         visits = np.full((len(ids), protocol.most_rounds), np.nan)
         cpu = visits.copy()
         active = [name for name in ids if name not in self._references]
@@ -438,6 +456,9 @@ class Bench:
             orders.update("\n".join(order).encode())
             self._headway.round(r + 1, protocol.most_rounds, active)
             self._round(r, order, plans, ids, visits, cpu)
+            left_s = apart_s
+            while (left_s := left_s - 1e-3 * float(np.nansum(runs * np.exp(visits[:, r])))) > 0:
+                self._round(r, order, plans, ids, visits, cpu)  # takes the place of the one before
             if r + 1 >= protocol.rounds and (r + 1 - protocol.rounds) % protocol.step == 0 and r + 1 < visits.shape[1]:
                 halves = self._estimate(visits[:, : r + 1], rng).half
                 active = [name for name in active if halves[ids.index(name)] > protocol.within]

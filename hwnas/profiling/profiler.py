@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -151,7 +152,9 @@ class Profiler:
         """A record for each candidate, in order; measured ones as their batch ends, and kept at once.
 
         Figures from the cache are brought to today's level by the reference networks; their intervals hold today's
-        noise floor and the doubt about that level. Noisy and unconverged figures are neither kept nor taken from there.
+        noise floor and the doubt about that level. Where others have to be measured, the first batch of these sets the
+        level, and is measured before anything is told; else the references alone do (`Bench.find_level`). Noisy and
+        unconverged figures are neither kept nor taken from there.
 
         Args:
             candidates: With distinct ids; those without a graph hash are never looked up or kept.
@@ -169,8 +172,20 @@ class Profiler:
         known = self._known(candidates, keys, protocol)
         self._answered = len(known)
         fresh = iter(self._fresh([c for c in candidates if c.id not in known], keys, protocol))
+        # a batch with other networks tells today's level better than the references alone do
+        ahead = list(self._up_to_a_level(fresh, protocol)) if any(kept.latency for kept in known.values()) else []
+        today = {name: self._on_todays_level(record, protocol) for name, record in known.items()}
+        if today:
+            records = [record.to_json() for record in today.values()]
+            self._note({"what": "kept", "protocol": protocol.name, "records": records})
+        measured = chain(ahead, fresh)
         for candidate in candidates:
-            yield known[candidate.id] if candidate.id in known else next(fresh)
+            yield today[candidate.id] if candidate.id in today else next(measured)
+
+    def _up_to_a_level(self, fresh: Iterator[Record], protocol: Protocol) -> Iterator[Record]:
+        """Records of networks that are measured until a batch of them has found the level; none where it is known."""
+        while not self.history(protocol.name).level and (record := next(fresh, None)) is not None:
+            yield record
 
     def bench(self, protocol: Protocol) -> Bench:
         """The worker for one protocol, started if need be.
@@ -326,8 +341,10 @@ class Profiler:
         return info
 
     def _known(self, candidates: Sequence[Candidate], keys: Mapping[str, str], protocol: Protocol) -> dict[str, Record]:
+        """What the cache answers, by candidate, as it was measured."""
         if self._cache is None:
             return {}
+        linked = self.history(protocol.name).level or self._references
         found = {}
         for candidate in candidates:
             kept = self._cache.get(keys[candidate.id], rank=protocol.rank) if candidate.id in keys else None
@@ -343,25 +360,19 @@ class Profiler:
                 continue  # an earlier version has timed loops only
             if (self._memory and record.memory is None) or (self._energy and record.energy is None):
                 continue
-            today = self._on_todays_level(record, protocol)
-            if today is not None:
-                found[candidate.id] = replace(today, subject=replace(record.subject, id=candidate.id))
-        if found:
-            records = [record.to_json() for record in found.values()]
-            self._note({"what": "kept", "protocol": protocol.name, "records": records})
+            if record.latency is not None and not linked.keys() & record.conditions.get("references", {}).keys():
+                continue  # no reference links it to today
+            found[candidate.id] = replace(record, subject=replace(record.subject, id=candidate.id))
         return found
 
-    def _on_todays_level(self, record: Record, protocol: Protocol) -> Record | None:
-        """A kept record with its figure as the references are today, and as sure as can be said today; None where no
-        reference links it to today."""
+    def _on_todays_level(self, record: Record, protocol: Protocol) -> Record:
+        """A kept record with its figure as the references are today, and as sure as can be said today."""
         if record.latency is None:
             return record
         with self._reported():
             bench = self.bench(protocol)
-            now, then = bench.find_level(), record.conditions.get("references", {})
+            now, then = bench.find_level(), record.conditions["references"]
         moved = np.array([math.log(now[name] / then[name]) for name in sorted(now.keys() & then.keys())])
-        if not len(moved):
-            return None
         # each reference moves by two sessions' parts of its own; so few of them may seem to agree by chance
         apart = max(math.sqrt(2) * bench.sigma, float(moved.std(ddof=1)) if len(moved) > 1 else 0.0)
         processes = 1 if record.sampling is None else record.sampling.processes
