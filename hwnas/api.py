@@ -342,7 +342,7 @@ class Run:
                 state = self.search.run(self.state, ledger=self.ledger, on_step=after_step)
             self._watch(on_measure, "final measurements: ")
             state = self._measure_front(state)
-            rows, ledger = self._report_only(state, with_paid(latest[0], self.search.measure.store))
+            rows, ledger = self._report_only(state, self._paid(latest[0]))
             folder = None if self.directory is None else self.directory.path
             finals, made_by = summarise(self.assembly, state), _command(self.assembly)
             result = SearchResult(
@@ -373,8 +373,11 @@ class Run:
         began, store = time.perf_counter(), self.search.measure.store
         state, made = measure_front(self.assembly, store, state)
         if made:
-            note_paid(store, "finals", made, time.perf_counter() - began)
+            note_paid(store, "finals", time.perf_counter() - began)
         return state
+
+    def _paid(self, ledger: Ledger) -> Ledger:
+        return with_paid(ledger, self.search.measure.store, [e.device for e in self.assembly.measured])
 
     def _watch(self, on_measure: OnMeasure | None, stage: str = "") -> None:
         if on_measure is None:
@@ -444,7 +447,7 @@ class Run:
         checked = check_exported(
             self.assembly, {path: known[entry["key"]] for path, entry in zip(files, entries, strict=True)}
         )
-        note_paid(store, "files", sum(map(len, checked.values())), time.perf_counter() - began)
+        note_paid(store, "files", time.perf_counter() - began, sum(map(len, checked.values())))
         for path in files:
             add_to_certificate(path, checked[path.name])
         recommended: dict[str, Mapping[str, Any]] = {}
@@ -456,7 +459,7 @@ class Run:
                 elif entry["recommended"] and device in result.fronts:  # another network than the device's own
                     recommended[f"{device}, for all"] = told
         finals = replace(result.finals, checked=recommended, exported=checked)
-        return replace(result, finals=finals, ledger=with_paid(result.ledger, store))
+        return replace(result, finals=finals, ledger=self._paid(result.ledger))
 
     def _with_predicted(self, result: SearchResult, models: Path | None = None) -> SearchResult:
         predicted = predicted_front(self.assembly, result.state, models)
@@ -538,11 +541,11 @@ def _reopen(path: Path, given: Mapping[str, Any]) -> Run:
     if given:
         with RunDirectory.read(path) as directory:
             earlier = directory.config
+        began = SearchConfig.from_toml({**_ONE_FRONT, **earlier}).to_toml()
         asked = SearchConfig.from_toml({**_ONE_FRONT, **earlier, **given})
         _check_threshold(given, asked)
-        given = asked.to_toml()
-        if "fronts" not in earlier and given["fronts"] == _ONE_FRONT["fronts"]:
-            del given["fronts"]
+        # run.toml of an earlier version says nothing of settings that came later: it had what is their default now
+        given = {k: v for k, v in asked.to_toml().items() if k in earlier or v != began.get(k)}
     made = RunDirectory.resume(path, config=given or None)
     assembly = None
     try:
@@ -612,6 +615,7 @@ def search(
     preset: str = "default",
     wait: float = 0.0,
     predict: bool = True,
+    cache: bool = True,
     stop_when: str = "never",
     stop_threshold: str | float | None = None,
     out: str | Path | None = None,
@@ -641,7 +645,9 @@ def search(
         tables: Folder of tables.
         preset: How carefully a device here is measured on: "quick", "default", "final".
         wait: Seconds to wait for somebody else who measures on it.
-        predict: Predict latencies that are known well enough; False measures each. The front is always measured.
+        predict: Predict latencies that are known well enough; False measures each. The front is always measured, or
+            kept from an earlier measurement.
+        cache: Use, and add to, figures of earlier measurements in the same conditions; False measures all of them.
         stop_when: "converged" ends the search before its queries are spent, when the expected gain in hypervolume of
             one query stays small; `SearchResult.stopped` says what was expected then.
         stop_threshold: What is small: "0.2%" (the default) of the present hypervolume, or 0.002.
@@ -677,6 +683,7 @@ def search(
         "preset": preset,
         "wait": wait,
         "predict": predict,
+        "cache": cache,
         "stop_when": stop_when,
     }
     if stop_threshold is not None:
@@ -699,10 +706,10 @@ def load(run: str | Path) -> SearchResult:
         saved = directory.store.last_step()
         outlooks = directory.store.outlooks()
         rows = directory.store.rows()
-        paid = None if saved is None else with_paid(saved[3], directory.store)
         finals = Finals.read(directory.path)
         # of a run that has come to its end, the finals have all that is told of its measurements
         devices = {row.context.device for row in rows if row.context.source is Source.MEASURED} - {None}
+        paid = None if saved is None else with_paid(saved[3], directory.store, map(str, devices))
         notes = {str(d): directory.store.notes(notes_topic(str(d))) for d in devices} if not finals.devices else {}
         resolved = directory.info.get("resolved", {})
         made_by = directory.command or command(config)
@@ -929,8 +936,7 @@ def command(config: SearchConfig) -> str:
     for name in ("fronts", "space", "dataset", "generator", "source", "tables", "batch", "preset", "wait"):
         if getattr(config, name) != getattr(plain, name):
             words += [f"--{name}", str(getattr(config, name))]
-    if not config.predict:
-        words.append("--no-predict")
+    words += [f"--no-{name}" for name in ("predict", "cache") if not getattr(config, name)]
     if config.stop_rule is not None:
         words += ["--stop-when", config.stop_when, "--stop-threshold", f"{100 * config.stop_rule.threshold:.12g}%"]
     words += ["--queries", str(config.queries), "--seed", str(config.seed)]

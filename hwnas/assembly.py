@@ -268,7 +268,12 @@ def _measured(config: SearchConfig, space: SearchSpace, targets: Iterable[Device
         from hwnas.profiling.profiler import Profiler
 
         profiler = Profiler(
-            device, memory="peak_memory_mib" in words, energy="energy_mj" in words, seed=config.seed, wait_s=config.wait
+            device,
+            cached=config.cache,
+            memory="peak_memory_mib" in words,
+            energy="energy_mj" in words,
+            seed=config.seed,
+            wait_s=config.wait,
         )
         yield MeasuredEvaluator(
             device.name,

@@ -61,7 +61,8 @@ class SearchConfig:
         preset: How carefully a device is measured on during the search: "quick", "default", "final".
         wait: Seconds to wait for somebody else who measures on the device.
         predict: Whether a latency that is known well enough from others is predicted instead of measured, where
-            latency is all that is asked of a device. The front is measured in any case.
+            latency is all that is asked of a device. The front is not predicted in any case.
+        cache: Whether figures of earlier measurements in the same conditions are used, and new ones kept for others.
         stop_when: "never": all queries are paid; "converged": the search may end before, when the expected gain in
             hypervolume of one query stays below `stop_threshold`.
         stop_threshold: "0.2%" of the present hypervolume, or 0.002; above 0, below 1.
@@ -89,6 +90,7 @@ class SearchConfig:
     preset: str = "default"
     wait: float = 0.0
     predict: bool = True
+    cache: bool = True
     stop_when: str = "never"
     stop_threshold: str | float = "0.2%"
 
@@ -109,8 +111,9 @@ class SearchConfig:
             raise UnknownName("preset", str(self.preset), PRESETS)
         if isinstance(self.wait, bool) or not isinstance(self.wait, int | float) or not 0 <= self.wait < float("inf"):
             raise InvalidSetting(f"wait wants seconds, 0 or more; got {self.wait!r}")
-        if not isinstance(self.predict, bool):
-            raise InvalidSetting(f"predict wants true or false; got {self.predict!r}")
+        for name in ("predict", "cache"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidSetting(f"{name} wants true or false; got {getattr(self, name)!r}")
         if self.stop_when not in STOPS:
             raise UnknownName("stop_when", str(self.stop_when), STOPS)
         _share("stop_threshold", self.stop_threshold)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import count
@@ -35,8 +35,8 @@ from hwnas.core.state import Evaluation, SearchState
 from hwnas.core.wording import quantity
 from hwnas.devices import load_device
 from hwnas.errors import HwnasError, RunCorrupt, RunError
-from hwnas.evaluators.measured import FileTiming, MeasuredEvaluator
-from hwnas.evaluators.meter import noted
+from hwnas.evaluators.measured import FileTiming, MeasuredEvaluator, notes_topic
+from hwnas.evaluators.meter import noted, tally
 from hwnas.profiling import host
 from hwnas.profiling.bench import DRIFT
 from hwnas.profiling.profiler import choose_runtime
@@ -50,6 +50,15 @@ FILE = "measurements.json"
 SAMPLES = "samples"
 _TOLD = 0.03  # changes of the machine's pace below it are not worth a sentence
 _PAID = "paid"  # topic of notes in a run's store
+_AFTERWARDS = (  # entries of a ledger that the search itself does not fill
+    "networks_measured",
+    "networks_kept",
+    "final_measurements",
+    "final_kept",
+    "final_wall_s",
+    "file_timings",
+    "file_wall_s",
+)
 _TURNS = 5  # the front changes with better figures; it settles within two or three turns
 
 
@@ -139,8 +148,8 @@ class Finals:
 
 def measure_front(assembly: Assembly, store: Store, state: SearchState) -> tuple[SearchState, int]:
     """The state with careful measurements of everything that is or may be on the front and of the runner-up, and how
-    many were made: by this session, or by one that it continues. With several fronts a device measures what is or may
-    be on its own, and the one network for all."""
+    many networks have them by that: measured or kept, for this session or for one that it continues. With several
+    fronts a device measures what is or may be on its own, and the one network for all."""
     made = 0
     for _ in range(_TURNS):
         before = made
@@ -154,30 +163,43 @@ def measure_front(assembly: Assembly, store: Store, state: SearchState) -> tuple
     return state, made
 
 
-def note_paid(store: Store, what: str, count: int, wall_s: float) -> None:
+def note_paid(store: Store, what: str, wall_s: float, count: int = 0) -> None:
     """Keep what a stage after the search cost, for the ledger of whoever reads the run.
 
     Args:
         store: The run's.
         what: "finals" or "files".
-        count: Measurements on record by then, of earlier sessions as well ("finals"), or those of this one ("files").
         wall_s: Wall seconds of this session.
+        count: Timings of files in this session. Final measurements are counted from what the devices noted.
     """
     store.note(_PAID, {"what": what, "count": count, "wall_s": wall_s})
 
 
-def with_paid(ledger: Ledger, store: Store) -> Ledger:
-    """A search's ledger with what was paid after it, by all sessions that came to the end of a stage."""
+def with_paid(ledger: Ledger, store: Store, devices: Iterable[str]) -> Ledger:
+    """A search's ledger with what was paid after it, by all sessions that came to the end of a stage, and with how many
+    networks were run on devices for the search and after it.
+
+    Args:
+        ledger: The search's.
+        store: The run's.
+        devices: Those that it measured on.
+
+    Raises:
+        RunCorrupt: What was noted cannot be read.
+    """
     notes = store.notes(_PAID)
-    finals = [told for told in notes if told["what"] == "finals"]
     files = [told for told in notes if told["what"] == "files"]
-    return replace(
-        ledger,
-        final_measurements=finals[-1]["count"] if finals else 0,
-        final_wall_s=sum(told["wall_s"] for told in finals),
+    paid = Ledger(
+        final_wall_s=sum(told["wall_s"] for told in notes if told["what"] == "finals"),
         file_timings=sum(told["count"] for told in files),  # files are timed again whenever they are written
         file_wall_s=sum(told["wall_s"] for told in files),
     )
+    for device in devices:
+        try:
+            paid = paid.plus(tally(store.notes(notes_topic(device))))
+        except (KeyError, TypeError) as error:
+            raise RunCorrupt(f"what the run noted of device {device} cannot be read ({error})") from error
+    return replace(ledger, **{name: getattr(paid, name) for name in _AFTERWARDS})
 
 
 def _worth_measuring(assembly: Assembly, evaluator: MeasuredEvaluator, state: SearchState) -> list[Architecture]:

@@ -335,7 +335,8 @@ def test_the_limit_of_a_devices_metric() -> None:
     assert config.limit("cpu_time_ms", "cpu") is None
 
 
-def test_predict_is_true_or_false() -> None:
-    assert SearchConfig(predict=False).to_toml()["predict"] is False
-    with pytest.raises(InvalidSetting, match="predict wants true or false; got 'no'"):
-        SearchConfig(predict="no")  # type: ignore[arg-type]
+@pytest.mark.parametrize("name", ["predict", "cache"])
+def test_predict_and_cache_are_true_or_false(name: str) -> None:
+    assert SearchConfig.from_toml({name: False}).to_toml()[name] is False
+    with pytest.raises(InvalidSetting, match=f"{name} wants true or false; got 'no'"):
+        SearchConfig.from_toml({name: "no"})

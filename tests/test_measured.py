@@ -16,7 +16,8 @@ from hwnas.core.measurement import Context, Measurement, Source, Status
 from hwnas.core.objective import Constraint, Objective
 from hwnas.core.state import SearchState
 from hwnas.errors import RunCorrupt
-from hwnas.evaluators.measured import MeasuredEvaluator, Screening
+from hwnas.evaluators.measured import MeasuredEvaluator, Screening, notes_topic
+from hwnas.evaluators.meter import tally
 from hwnas.finals import hopeful, measure_front, note_paid, summarise, with_paid
 from hwnas.measure import Measure
 from hwnas.profiling.runs import LATENCY
@@ -355,11 +356,57 @@ def test_the_runner_up_is_measured_with_care_where_it_is_on_no_front_as_well() -
     assert [asked for asked in meter.asked if asked[1]] == [(best, True), (fast, True), (second, True)]
 
 
+def batch(what: str, protocol: str, *names: str) -> dict[str, Any]:
+    return {"what": what, "protocol": protocol, "records": [{"subject": {"id": name}} for name in names]}
+
+
 def test_what_was_paid_after_a_search_adds_up_over_sessions() -> None:
     store = MemoryStore()
-    assert with_paid(Ledger(wall_s=1.0), store) == Ledger(wall_s=1.0)
+    assert with_paid(Ledger(wall_s=1.0), store, [DEVICE]) == Ledger(wall_s=1.0)
     for finals, files in ((30.0, 8.0), (0.5, 9.0)):  # continued after its end: nothing new, but the files once more
-        note_paid(store, "finals", 3, finals)
-        note_paid(store, "files", 2, files)
-    paid = Ledger(wall_s=1.0, final_measurements=3, final_wall_s=30.5, file_timings=4, file_wall_s=17.0)
-    assert with_paid(Ledger(wall_s=1.0), store) == paid
+        note_paid(store, "finals", finals)
+        note_paid(store, "files", files, 2)
+    paid = Ledger(wall_s=1.0, final_wall_s=30.5, file_timings=4, file_wall_s=17.0)
+    assert with_paid(Ledger(wall_s=1.0), store, [DEVICE]) == paid
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_networks_that_were_run_and_networks_that_were_kept_are_counted_apart(older: bool) -> None:
+    store = MemoryStore()
+
+    def asked(protocol: str, final: bool, **networks: str) -> dict[str, Any]:
+        said = {} if older else {"final": final}
+        return {"what": "asked", "protocol": protocol, "networks": networks, **said}
+
+    notes: list[dict[str, Any]] = [
+        {"what": "device", "sigma": None, "config": {}},
+        {"what": "screened", "measured": [], "predicted": {}, "checked": {}},
+        asked("default", False, a="A", twin="A", b="B", c="C"),
+        batch("batch", "default"),  # the references alone
+        batch("kept", "default", "B"),
+        batch("batch", "default", "A", "C"),
+        asked("default", False, again="A", b2="B", d="D"),
+        batch("kept", "default", "A", "B", "D"),  # A was measured here, B was kept before
+        asked("final", True, a="A", b="B"),
+        batch("batch", "final", "A"),
+        batch("kept", "final", "B"),
+        batch("batch", "final", "exported/1", "exported/2"),
+    ]
+    for note in notes:
+        store.note(notes_topic(DEVICE), note)
+        store.note(notes_topic("another"), note)
+    found = with_paid(Ledger(cost_queries=7), store, [DEVICE])
+    counts = {"networks_measured": 2, "networks_kept": 2, "final_measurements": 1, "final_kept": 1}
+    assert found == Ledger(cost_queries=7, **counts)
+    assert with_paid(found, store, [DEVICE]) == found
+    assert with_paid(found, store, [DEVICE, "another"]).networks_measured == 4
+
+
+def test_a_search_with_the_protocol_final_is_no_final_measurement() -> None:
+    told = [
+        {"what": "asked", "protocol": "final", "final": False, "networks": {"a": "A"}},
+        batch("batch", "final", "A"),
+        {"what": "asked", "protocol": "final", "final": True, "networks": {"b": "B"}},
+        batch("batch", "final", "B"),
+    ]
+    assert tally(told) == Ledger(networks_measured=1, final_measurements=1)

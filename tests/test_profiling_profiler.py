@@ -21,7 +21,7 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
-from hwnas import finals, resources
+from hwnas import api, finals, resources
 from hwnas.assembly import assemble
 from hwnas.cli import app
 from hwnas.config import SearchConfig
@@ -183,6 +183,40 @@ def test_kept_figures_are_brought_to_todays_level(files: list[Candidate]) -> Non
         assert "cached" in records[name].flags
         assert records[name].latency.value == pytest.approx(records[f"{name}-again"].latency.value, rel=0.02)
         assert records[name].latency.low < records[name].latency.value < records[name].latency.high
+
+
+def test_where_some_are_kept_the_first_batch_of_the_others_sets_the_level(files: list[Candidate]) -> None:
+    noisy = replace(BOX, options={"seed": 0, "level": 0.15})
+    then = measured(profiler(noisy, name="monday"), files[:2])
+    notes: list[Any] = []
+    with profiler(noisy, name="tuesday") as device:
+        device.join([], notes.append, lambda name: None)
+        others = [files[2], replace(files[0], id="a-again", graph_hash="")]
+        records = list(device.measure([*files[:2], *others], HASTY))
+        assert device.history("hasty").batches == 1
+    assert [record.subject.id for record in records] == ["a", "b", "c", "a-again"]
+    assert ["cached" in record.flags for record in records] == [True, True, False, False]
+    a, _, _, again = (record.latency for record in records)
+    assert abs(math.log(again.value / then["a"].latency.value)) > 0.05
+    assert a.value == pytest.approx(again.value, rel=0.02)
+    # nothing but the batch was measured, and it is noted before what follows from its level
+    told = [(note["what"], [r["subject"]["id"] for r in note.get("records", ())]) for note in notes]
+    assert told == [("device", []), ("batch", ["c", "a-again"]), ("kept", ["a", "b"])]
+    with profiler(noisy, name="wednesday") as device:  # goes on after a kill between these two
+        device.join(notes[:-1], lambda told: None, lambda name: None)
+        (kept,) = device.measure(files[:1], HASTY)
+        assert kept.latency.value == pytest.approx(a.value)
+
+
+@pytest.mark.parametrize("fault", ["unsupported", "oom", "crash"])
+def test_where_all_others_fail_the_references_alone_set_the_level(files: list[Candidate], fault: str) -> None:
+    box = replace(BOX, options={"seed": 0, "fault.[bc]": fault})
+    then = measured(profiler(box), files[:1])
+    records = measured(profiler(box), files)
+    assert list(records) == ["a", "b", "c"]
+    assert "cached" in records["a"].flags
+    assert records["a"].latency.value == pytest.approx(then["a"].latency.value, rel=0.02)
+    assert not any(records[name].status.has_value for name in "bc")
 
 
 def test_kept_figures_contain_the_noise_floor_of_today(files: list[Candidate]) -> None:
@@ -540,7 +574,9 @@ def test_a_network_that_cannot_be_exported_is_a_row(monkeypatch: pytest.MonkeyPa
 BRIEF = replace(PROTOCOLS["final"], rounds=5, most_rounds=5, processes=1, resamples=50)
 
 
-def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> tuple[int, str, Path]:
+def search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], *flags: str, name: str = "run"
+) -> tuple[int, str, Path]:
     """`hwnas search` on a simulated device with a budget that its networks meet: exit code, output, run."""
     monkeypatch.setitem(PROTOCOLS, "final", BRIEF)
     monkeypatch.delenv("HWNAS_TABLES", raising=False)
@@ -550,8 +586,9 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, A
         'name = "simulated"\ntitle = "A simulated device"\nkind = "cpu"\nruntimes = ["fake"]\nprecisions = ["fp32"]\n'
         f'metrics = ["latency_ms"]\nmeasured_how = "Simulated."\nhost = "local"\noptions = {{ {told} }}\n'
     )
-    run = tmp_path / "run"
+    run = tmp_path / name
     arguments = ["search", "--device", str(path), "--latency-budget", "50ms", "--queries", "6", "--out", str(run)]
+    arguments += flags
     done = CliRunner().invoke(app, [*arguments, "--generator", "random", "--preset", "quick", "--source", "surrogate"])
     return done.exit_code, done.output, run
 
@@ -588,6 +625,64 @@ def test_a_recommended_model_within_its_budget(tmp_path: Path, monkeypatch: pyte
     assert {c["setup"]["protocol"]["name"] for c in certificates} == {"final"}
     timed = told["checked"]["simulated"]
     assert_certified(run, timed)
+
+
+def test_a_search_tells_what_it_measured_from_what_was_kept_and_does_without_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    def counts(run: Path) -> list[int]:
+        ledger = json.loads((run / "front.json").read_text())["ledger"]
+        assert api.load(run).ledger.to_json() == ledger
+        names = ("cost_queries", "networks_measured", "networks_kept", "final_measurements", "final_kept")
+        return [ledger[name] for name in names]
+
+    def flags(run: Path) -> set[str]:
+        told = json.loads((run / "measurements.json").read_text())["certificates"].values()
+        return {flag for certificate in told for flag in certificate["simulated"]["flags"]}
+
+    def found(name: str, *flags: str) -> tuple[Path, str]:
+        code, output, run = search(tmp_path, monkeypatch, {}, "--models", "none", *flags, name=name)
+        assert code == 0, output
+        return run, " ".join(output.replace("│", " ").split())
+
+    def known() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in cache.glob("measurements.sqlite*")}
+
+    first, _ = found("first", "--no-cache")
+    assert known() == {}
+    _, networks, _, again, _ = counts(first)
+    assert min(networks, again) > 0
+    assert counts(first) == [networks, networks, 0, again, 0]
+    second, _ = found("second")
+    assert counts(second) == counts(first)
+    third, output = found("third")
+    assert counts(third) == [networks, 0, networks, 0, again]
+    assert f"cost queries (0 networks measured, {networks} kept from earlier measurements)" in output
+    assert "cached" in flags(third)
+    before = known()
+    fourth, _ = found("fourth", "--no-cache")
+    assert counts(fourth) == counts(first)
+    assert "cached" not in flags(fourth)
+    assert known() == before
+    assert " --no-cache " in str(api.load(fourth).command)
+
+
+def test_a_continued_run_does_with_or_without_the_cache_as_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    _, _, run = search(tmp_path, monkeypatch, {}, "--no-cache", "--models", "none")
+    api.open_run({"cache": False}, resume=run).close()
+    api.open_run({}, resume=run).close()
+    assert not list(cache.glob("measurements.sqlite*"))
+    with pytest.raises(RunIncompatible, match=r"cache \(False there, True asked for\)"):
+        api.open_run({"cache": True}, resume=run)
+    # one of an earlier version had it, and does not say so
+    text = (run / "run.toml").read_text()
+    (run / "run.toml").write_text(text.replace("cache = false\n", ""))
+    assert "cache = false" in text
+    api.open_run({"cache": True}, resume=run).close()
+    with pytest.raises(RunIncompatible, match=r"cache \('unset' there, False asked for\)"):
+        api.open_run({"cache": False}, resume=run)
 
 
 def test_a_front_that_is_not_measured_with_care_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1027,6 +1027,25 @@ def test_what_was_paid_after_a_search_is_told_apart() -> None:
     assert "then" not in report.sentences(view_of(state))[-1]
 
 
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ({"networks_measured": 7}, "9 cost queries (7 networks measured), "),
+        ({"networks_measured": 1, "networks_kept": 8}, "(1 network measured, 8 kept from earlier measurements), "),
+        ({"networks_kept": 9}, "9 cost queries (0 networks measured, 9 kept from earlier measurements), "),
+        ({"final_measurements": 1, "final_kept": 4}, "; then 1 final measurement (4 more kept from earlier ones) in "),
+        ({"final_kept": 2}, "; then 0 final measurements (2 more kept from earlier ones) in 0.0 wall s."),
+    ],
+)
+def test_what_was_measured_is_told_apart_from_what_was_kept(counts: dict[str, int], said: str) -> None:
+    view = report.RunView.of(search(), Ledger(cost_queries=9, **counts), SPACE, CONFIG)
+    assert said in report.sentences(view)[-1]
+    assert report.to_json(view)["ledger"].items() >= counts.items()
+    page = report.html(view)
+    for name, count in counts.items():
+        assert re.search(rf"<th[^>]*>{name.replace('_', ' ')}</th>\s*<td[^>]*>{count}</td>", page)
+
+
 def test_every_flag_of_a_measurement_has_a_meaning_which_the_docs_give_as_well() -> None:
     busy = {"psi_avg10": 99.0, "throttle_reasons": "0x8"}
     interrupted = np.ones((9, 8))  # in each sample

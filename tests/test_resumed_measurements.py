@@ -11,6 +11,7 @@ import csv
 import json
 import math
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -122,6 +123,7 @@ HOW_FAST = {"conditions", "flags", "cpu_s", "wall_s", "first_run", "load_s", "bu
 PAID_AGAIN = {"final_wall_s", "file_wall_s", "file_timings"}
 UNCORRECTED = {"cpu_time", "cpu_low", "cpu_high"}
 OF_EQUALS = {"relative", "tau", "retest_rel", "retest_tau"}  # of figures that are equal but for the last digit
+COUNTED = (("networks", "measured"), ("networks", "kept"), ("final", "measurements"), ("final", "kept"))  # in a ledger
 GONE = WHEN | HOW_FAST | PAID_AGAIN | UNCORRECTED | OF_EQUALS
 
 
@@ -190,6 +192,34 @@ def test_a_killed_and_continued_search_ends_like_one_that_was_not(whole: Path) -
     assert any(place.endswith(".certificate.json/simulated/latency/value") for place in expected)
     for name, at in kills.items():
         assert differences(found(whole / at), expected) == {}, name
+
+
+def test_what_an_earlier_search_has_measured_is_kept_and_counted_the_same_after_a_kill(
+    whole: Path, tmp_path: Path
+) -> None:
+    """Half of it, so that every batch of the search has kept figures and others."""
+
+    def known(name: str) -> str:
+        (tmp_path / name / "cache").mkdir(parents=True)
+        paths = (folder / "cache" / "measurements.sqlite" for folder in (whole / "0", tmp_path / name))
+        source, copy = map(sqlite3.connect, paths)
+        with closing(source), closing(copy), copy:
+            source.backup(copy)
+            keys = copy.execute("SELECT key FROM results ORDER BY json_extract(record, '$.subject.id')").fetchall()
+            copy.executemany("DELETE FROM results WHERE key = ?", keys[::2])
+        return name
+
+    search(tmp_path, known("0"))
+    log = json.loads((tmp_path / "0" / "log.json").read_text())
+    first, last = log.index("note kept"), len(log) - log[::-1].index("note kept")
+    assert log[first - 1] == "note batch"  # which found the level
+    kills = [known(str(at)) for at in (first, last)]
+    search(tmp_path, *kills)
+    expected = found(tmp_path / "0")
+    paid = {place.rsplit("/", 1)[1]: value for place, value in expected.items() if "/ledger/" in place}
+    assert min(paid[f"{kind}_{how}"] for kind, how in COUNTED) > 0
+    for at in kills:
+        assert differences(found(tmp_path / at), expected) == {}, at
 
 
 def of_check(place: str) -> bool:

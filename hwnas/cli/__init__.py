@@ -124,6 +124,13 @@ def search(
             "--predict/--no-predict", help="Predict latencies that are known well enough (default) or measure each."
         ),
     ] = None,
+    cache: Annotated[
+        bool | None,
+        typer.Option(
+            "--cache/--no-cache",
+            help="Use figures of earlier measurements in the same conditions, and keep new ones (default), or neither.",
+        ),
+    ] = None,
     stop_when: Annotated[
         str | None,
         typer.Option(
@@ -171,6 +178,7 @@ def search(
         "preset": preset,
         "wait": wait,
         "predict": predict,
+        "cache": cache,
         "stop_when": stop_when,
         "stop_threshold": stop_threshold,
         "tables": str(tables) if tables is not None else None,

@@ -26,7 +26,12 @@ class Ledger:
         filled: Uniform random architectures evaluated because the generator proposed none.
         cpu_s: CPU seconds of the search process.
         wall_s: Wall seconds of the search, up to its last evaluation.
-        final_measurements: Networks that were measured again with the protocol final, one a device.
+        networks_measured: Networks that the search ran on devices, one a device, those that failed there included;
+            isomorphic ones are one.
+        networks_kept: Networks whose figures the search had from the user's cache of earlier measurements instead. Both
+            are behind `cost_queries`; they and what follows are counted from a run's notes (`hwnas.finals.with_paid`).
+        final_measurements: Networks that were run again with the protocol final, one a device.
+        final_kept: Networks whose figures of that protocol the cache had.
         final_wall_s: Wall seconds of that.
         file_timings: Timings of exported files, one a device.
         file_wall_s: Wall seconds of that.
@@ -46,7 +51,10 @@ class Ledger:
     filled: int = 0
     cpu_s: float = 0.0
     wall_s: float = 0.0
+    networks_measured: int = 0
+    networks_kept: int = 0
     final_measurements: int = 0
+    final_kept: int = 0
     final_wall_s: float = 0.0
     file_timings: int = 0
     file_wall_s: float = 0.0

@@ -2,7 +2,7 @@
 
 What a search on a device without a table pays for is time on that device. Once a few networks have been measured, a
 latency predictor knows many others to within the measurements' own width: those are not measured but predicted, and
-say so (source `predicted`). What the search ends with is measured, always (`final`).
+say so (source `predicted`). What the search ends with is never predicted (`final`): it is measured, or was earlier.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.core.architecture import Architecture
+from hwnas.core.ledger import Ledger
 from hwnas.core.measurement import Context, Measurement, Source, Status
 from hwnas.core.protocols import SearchSpace
 from hwnas.errors import ExportFailed, HwnasError
@@ -28,6 +30,14 @@ from hwnas.profiling.record import Record, tells_cpu_time
 from hwnas.profiling.runs import Runs
 
 Note = Callable[[Mapping[str, Any]], None]
+
+FINAL = "final"  # protocol of what is reported
+_ENTRIES = {  # of a ledger, by whether final and whether kept
+    (False, False): "networks_measured",
+    (False, True): "networks_kept",
+    (True, False): "final_measurements",
+    (True, True): "final_kept",
+}
 
 
 class SpaceMeter:
@@ -52,7 +62,7 @@ class SpaceMeter:
         profiler: Profiler,
         *,
         careful: str = "default",
-        final: str = "final",
+        final: str = FINAL,
     ) -> None:
         self.space, self._dataset, self.profiler = space, dataset, profiler
         self._careful, self._final = protocol(careful), protocol(final)
@@ -132,7 +142,7 @@ class SpaceMeter:
         once = list({candidate.id: candidate for candidate in runnable.values()}.values())
         if once:
             networks = {a.key: candidate.id for a, candidate in runnable.items()}
-            self._note({"what": "asked", "protocol": how.name, "networks": networks})
+            self._note({"what": "asked", "protocol": how.name, "final": final, "networks": networks})
         found: dict[str, Record] = {}
         waiting = self.profiler.measure(once, how)
         for architecture in architectures:
@@ -246,6 +256,35 @@ def noted(notes: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Architectur
             for key, name in asked.get(told["protocol"], {}).items():
                 if name in records:
                     yield told["protocol"], Architecture.from_key(key), Record.from_json(records[name])
+
+
+def tally(notes: Sequence[Mapping[str, Any]]) -> Ledger:
+    """How many networks a run had run on a device, and of how many the user's cache knew the figures, by its notes on
+    the device: the entries `networks_*` and `final_*` of a ledger.
+
+    A network that the run has measured itself is not kept from earlier, also where the cache answers when another
+    architecture that builds the same network is asked for. Exported files, which nobody asks for by architecture, are
+    not among them.
+
+    Raises:
+        KeyError, TypeError: The notes are damaged.
+    """
+    counts: Counter[str] = Counter()
+    asked: dict[str, tuple[bool, frozenset[str]]] = {}
+    known: set[tuple[str, str]] = set()
+    for told in notes:
+        if told["what"] == "asked":
+            # a run of an earlier version does not say whether they are for the search or final
+            final = told.get("final", told["protocol"] == FINAL)
+            asked[told["protocol"]] = final, frozenset(told["networks"].values())
+        elif told["what"] in ("batch", "kept"):
+            how = told["protocol"]
+            final, wanted = asked.get(how, (False, frozenset()))
+            names = {(how, record["subject"]["id"]) for record in told["records"] if record["subject"]["id"] in wanted}
+            kept = told["what"] == "kept"
+            counts[_ENTRIES[final, kept]] += len(names - known if kept else names)
+            known |= names
+    return Ledger(**counts)
 
 
 def measurement(record: Record, architecture: Architecture, metric: str, context: Context) -> Measurement:

@@ -455,16 +455,25 @@ def _causes(view: RunView, reasons: Mapping[str, Sequence[int]]) -> str:
 def _ledger(view: RunView) -> list[str]:
     ledger = view.ledger
     paid = f"Paid: {ledger.error_queries} error and {ledger.cost_queries} cost queries"
+    if ledger.networks_measured or ledger.networks_kept:
+        kept = f", {ledger.networks_kept} kept from earlier measurements" if ledger.networks_kept else ""
+        paid += f" ({_several(ledger.networks_measured, 'network')} measured{kept})"
     if ledger.pretraining_labels:
         paid += f", {ledger.pretraining_labels} pretraining labels"
     paid += f", {ledger.cpu_s:.1f} search CPU s, {ledger.wall_s:.1f} wall s"
     after = ""
-    if ledger.final_measurements:
-        after = f"; then {ledger.final_measurements} final measurements in {ledger.final_wall_s:.1f} wall s"
+    if ledger.final_measurements or ledger.final_kept:
+        kept = f" ({ledger.final_kept} more kept from earlier ones)" if ledger.final_kept else ""
+        after = f"; then {_several(ledger.final_measurements, 'final measurement')}{kept} in "
+        after += f"{ledger.final_wall_s:.1f} wall s"
     if ledger.file_timings:
         after += f"{' and' if after else '; then'} {ledger.file_timings} timings of exported files in "
         after += f"{ledger.file_wall_s:.1f} wall s"
     return [f"{paid}{after}."]
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _values(view: RunView, index: int) -> str:
