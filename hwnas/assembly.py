@@ -15,7 +15,7 @@ from hwnas.core.protocols import Evaluator, Generator, SearchSpace, Store
 from hwnas.core.state import SearchState
 from hwnas.core.wording import origin
 from hwnas.devices import device_names, load_device, no_source
-from hwnas.errors import InvalidSetting, TablesNotFound
+from hwnas.errors import InvalidSetting, TablesNotFound, TooFewMeasurements
 from hwnas.evaluators.measured import MeasuredEvaluator
 from hwnas.loop import Search, foresees
 from hwnas.measure import Measure, Wanted
@@ -240,7 +240,7 @@ def _saved(config: SearchConfig, space: SearchSpace, targets: Iterable[Device]) 
     """An evaluator for each device that is a saved profile of this space and data set.
 
     Raises:
-        TablesNotFound: One holds so few networks that nearly every query would be paid for nothing.
+        TooFewMeasurements: One holds so few networks that nearly every query would be paid for nothing.
     """
     wished = _wished(config)
     for device in targets:
@@ -253,7 +253,7 @@ def _saved(config: SearchConfig, space: SearchSpace, targets: Iterable[Device]) 
                 evaluator = SavedEvaluator(profile, space)
                 few = (evaluator.too_few(m) for m in wished if evaluator.context(m, device.name) is not None)
                 if reason := next(filter(None, few), ""):
-                    raise TablesNotFound(reason)
+                    raise TooFewMeasurements(reason)
                 yield evaluator
 
 

@@ -10,6 +10,7 @@ HwnasError
 ├── MissingExtra (ImportError)     an optional package is not installed: exit code 3
 ├── DataError                      a table, profile or download that cannot be trusted: exit code 4
 │   ├── TablesNotFound             no folder, or no file in it, that holds what was asked for
+│   ├── TooFewMeasurements         a saved profile of too few networks to predict others
 │   ├── InvalidTable               truncated, wrong columns, wrong row count, unsafe content
 │   └── FetchFailed                offline, or the hash of the download is not the expected one
 ├── RunError                       a run directory that cannot be used: exit code 5
@@ -85,6 +86,10 @@ class DataError(HwnasError):
 
 
 class TablesNotFound(DataError):
+    pass
+
+
+class TooFewMeasurements(DataError):
     pass
 
 

@@ -23,7 +23,7 @@ from hwnas import doctor, registry, resources, survey
 from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Context, Measurement, Source, Status
 from hwnas.devices import load_device
-from hwnas.errors import InvalidSetting, InvalidTable, RunError, RunExists
+from hwnas.errors import InvalidSetting, InvalidTable, RunError, RunExists, TooFewMeasurements
 from hwnas.evaluators.saved import FEWEST, SavedEvaluator
 from hwnas.predictors.log_process import LogProcess
 from hwnas.profiling import host, saved
@@ -414,8 +414,10 @@ def test_a_profile_of_too_few_networks_is_not_recommended_and_not_searched_on(
     again = "hwnas profile --space nb201 --sample 100 --device cpu --save board --replace"
     assert advice.endswith(again)
     assert (finding.state, finding.fix) == (doctor.NOTE, advice)
-    assert cli(*words) == 4
+    assert cli(*words) == TooFewMeasurements.exit_code == 4
     assert again in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(TooFewMeasurements, match="of 9 networks"):
+        hwnas.search(device="board", source="surrogate", generator="random", queries=3)
     assert not Path("runs").exists()
 
 
