@@ -241,7 +241,7 @@ def _data(tables: Path | None) -> Iterator[Finding]:
         try:
             Profile.read(path)
         except HwnasError as error:
-            yield Finding("data", f"surrogate {name}", BROKEN, str(error), "pip install --force-reinstall hwnas")
+            yield Finding("data", f"surrogate {name}", BROKEN, str(error))
         else:
             yield Finding("data", f"surrogate {name}", OK, str(path.parent))
 

@@ -403,7 +403,7 @@ def _check_version(path: Path, info: Mapping[str, Any]) -> None:
     if made.split(".")[:2] != ours.split(".")[:2]:
         raise RunIncompatible(
             f"{path} was made by hwnas {made}, this is hwnas {ours}, which may search differently. Continue it with "
-            f"`pip install hwnas=={made}`, or start a new run; reports and exports work with both"
+            f"hwnas {made}, or start a new run; reports and exports work with both"
         )
 
 
