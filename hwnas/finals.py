@@ -41,7 +41,7 @@ from hwnas.profiling import host
 from hwnas.profiling.bench import DRIFT
 from hwnas.profiling.profiler import choose_runtime
 from hwnas.profiling.record import write_samples
-from hwnas.profiling.runs import LATENCY, widened
+from hwnas.profiling.runs import LATENCY, floor_note
 
 if TYPE_CHECKING:
     from hwnas.evaluators.saved import SavedEvaluator
@@ -526,10 +526,7 @@ def _slower(change: float) -> str:
 
 
 def _note(told: Mapping[str, Any]) -> str:
-    floor = f"noise floor {told['noise_floor']:.1%} between sessions"
-    if not told["calibrated"]:
-        floor += f" assumed; 'hwnas calibrate --device {told['device']}' measures it"
-    text = f"Measured on {told['title']} with {told['runtime']}, {told['threads']} thread(s): {floor}{widened(told)}"
+    text = f"Measured on {told['title']} with {told['runtime']}, {told['threads']} thread(s): {floor_note(told)}"
     again = told.get("retests")
     if again:
         tau = "" if again["tau"] is None else f", Kendall tau {again['tau']:.2f}"

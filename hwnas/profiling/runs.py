@@ -102,9 +102,17 @@ def explained(flags: Iterable[str]) -> str:
     return ", ".join(told)
 
 
-def widened(told: Mapping[str, Any]) -> str:
-    """Words behind the noise floor of a device (`Profiler.describe`) where intervals contain more than that; else
-    ""."""
-    if told.get("widened", 0.0) <= told["noise_floor"]:
-        return ""
-    return f"; intervals contain the {told['widened']:.1%} that repeated measurements showed"
+def floor(told: Mapping[str, Any]) -> str:
+    """How badly a device's figures repeat (`Profiler.describe`), which intervals contain: "2.5% between sessions
+    (assumed)"."""
+    return f"{told['noise_floor']:.1%} between sessions{'' if told.get('calibrated') else ' (assumed)'}"
+
+
+def floor_note(told: Mapping[str, Any]) -> str:
+    """The same with what measures it where it is assumed, and with what intervals contain where that is more."""
+    text = f"noise floor {floor(told)}"
+    if not told.get("calibrated"):
+        text += f", which 'hwnas calibrate --device {told['device']}' measures"
+    if told.get("widened", 0.0) > told["noise_floor"]:
+        text += f"; intervals contain the {told['widened']:.1%} that repeated measurements showed"
+    return text

@@ -12,6 +12,7 @@ import numpy as np
 
 from hwnas import atomic
 from hwnas.core.wording import heading, known
+from hwnas.profiling.runs import floor
 from hwnas.report.axes import (
     BLUE,
     GREEN,
@@ -178,7 +179,11 @@ def _draw_front(axes: Axes, view: RunView, plot: Projection) -> None:
     axes.set_ylabel(up)
     shown = [column for column in (plot.x, plot.y) if column is not None]
     told = [f"{heading(*column).split(' [')[0]}: {view.all_sources[column]}" for column in shown]
-    told += [_floor(device, view.measured[device]) for _, device in shown if device and device in view.measured]
+    told += [
+        f"intervals: 95 %, with the noise floor of {device}, {floor(view.measured[device])}"
+        for _, device in shown
+        if device and device in view.measured
+    ]
     axes.set_title(
         "\n".join(fill(line, 112, break_on_hyphens=False) for line in told), fontsize=6.5, loc="left", color="0.35"
     )
@@ -190,12 +195,6 @@ def _draw_front(axes: Axes, view: RunView, plot: Projection) -> None:
             ha="right", va="top", fontsize=7, color="0.35",
         )  # fmt: skip
     _plain(axes)
-
-
-def _floor(device: str, told: Mapping[str, Any]) -> str:
-    """How badly figures repeat between sessions, which intervals contain."""
-    how = "" if told.get("calibrated") else " (assumed)"
-    return f"intervals: 95 %, with the noise floor of {device}, {told['noise_floor']:.1%} between sessions{how}"
 
 
 def _shade(axes: Axes, x: Floats, y: Floats, values: Floats, group: Group, title: str) -> None:

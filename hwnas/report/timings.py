@@ -18,7 +18,7 @@ from hwnas.comparison import Pair, Timing, Timings
 from hwnas.core.measurement import Status
 from hwnas.core.wording import quantity, shortened
 from hwnas.profiling.record import single_runs
-from hwnas.profiling.runs import doubtful, widened
+from hwnas.profiling.runs import doubtful, floor, floor_note
 from hwnas.report.axes import BLUE, GREY, RED
 from hwnas.report.figures import log_axis, new_figure, render
 
@@ -182,15 +182,11 @@ def _engines(timings: Timings, timing: Timing) -> str:
 def device_note(name: str, told: Mapping[str, Any]) -> str:
     """A device in one line, with its noise floor and whether that was measured."""
     versions = ", ".join(f"{package} {version.partition('-')[0]}" for package, version in told["versions"].items())
-    floor = f"noise floor {told['noise_floor']:.1%} between sessions"
-    if not told["calibrated"]:
-        floor += f" (assumed; 'hwnas calibrate --device {name}' measures it)"
-    floor += widened(told)
     squeezed = f"; {told['squeezed']}" if told.get("squeezed") else ""
     threads = f"{told['threads']} thread{'s' * (told['threads'] > 1)}"
     clock = "; timed by the device's own events" if told.get("clock") == "device" else ""
     how = f"{told['runtime']}, {versions}, {threads}, {told['precision']}{clock}"
-    return f"{name}: {told['title']}, {how}; {floor}{squeezed}"
+    return f"{name}: {told['title']}, {how}; {floor_note(told)}{squeezed}"
 
 
 def picture(timings: Timings) -> Figure:
@@ -214,14 +210,11 @@ def picture(timings: Timings) -> Figure:
     if values and max(values) > _FAR * min(values):
         log_axis(axes, "x")
     axes.set_xlabel("latency [ms]" + (f", clock: {_clocks(rows)}" if _by_device(timings) else ""))
-    floors = ", ".join(
-        f"{name} {told['noise_floor']:.1%}{'' if told['calibrated'] else ' (assumed)'}"
-        for name, told in timings.devices.items()
-    )
+    floors = ", ".join(f"{name} {floor(told)}" for name, told in timings.devices.items())
     looped = " (below 0.1 ms of loops)" if _looped(timings) else ""
     axes.set_title(
         f"point and whiskers: latency{looped}, 95 % interval; grey: single runs (1st to 99th percentile)\n"
-        f"noise floor between sessions: {floors}; red: flagged or not ok",
+        f"noise floor: {floors}; red: flagged or not ok",
         fontsize=6.5,
         loc="left",
         color="0.35",
