@@ -34,6 +34,7 @@ from hwnas.finals import (
     measure_front,
     note_paid,
     predicted_front,
+    stage,
     summarise,
     with_paid,
 )
@@ -340,8 +341,7 @@ class Run:
             # the matrices here are small: a second thread that waits for the first costs more than it does
             with threadpool_limits(1):
                 state = self.search.run(self.state, ledger=self.ledger, on_step=after_step)
-            self._watch(on_measure, "final measurements: ")
-            state = self._measure_front(state)
+            state = self._measure_front(state, on_measure)
             rows, ledger = self._report_only(state, self._paid(latest[0]))
             folder = None if self.directory is None else self.directory.path
             finals, made_by = summarise(self.assembly, state), _command(self.assembly)
@@ -369,9 +369,13 @@ class Run:
                 self.close()
         return result
 
-    def _measure_front(self, state: SearchState) -> SearchState:
+    def _measure_front(self, state: SearchState, on_measure: OnMeasure | None) -> SearchState:
         began, store = time.perf_counter(), self.search.measure.store
-        state, made = measure_front(self.assembly, store, state)
+
+        def say(device: str, turn: int, networks: int) -> None:
+            self._watch(on_measure, f"{stage(turn, networks)}: ", only=device)
+
+        state, made = measure_front(self.assembly, store, state, say)
         if made:
             note_paid(store, "finals", time.perf_counter() - began)
         return state
@@ -379,13 +383,15 @@ class Run:
     def _paid(self, ledger: Ledger) -> Ledger:
         return with_paid(ledger, self.search.measure.store, [e.device for e in self.assembly.measured])
 
-    def _watch(self, on_measure: OnMeasure | None, stage: str = "") -> None:
+    def _watch(self, on_measure: OnMeasure | None, what: str = "", only: str | None = None) -> None:
         if on_measure is None:
             return
         for evaluator in self.assembly.measured:
+            if only not in (None, evaluator.device):
+                continue
 
             def tell(done: float, total: int, text: str, device: str = evaluator.device) -> None:
-                on_measure(device, done, total, f"{stage}{text}" if text else "")
+                on_measure(device, done, total, f"{what}{text}" if text else "")
 
             evaluator.meter.watch(tell)
 

@@ -60,6 +60,7 @@ _AFTERWARDS = (  # entries of a ledger that the search itself does not fill
     "file_wall_s",
 )
 _TURNS = 5  # the front changes with better figures; it settles within two or three turns
+OnTurn = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,10 @@ class Finals:
         late = [name for name, told in files.items() if not told["kept"]]
         if late:
             text += f"; without a figure or not certainly within the budget: {', '.join(late)}"
+        slow = {name: above for name, told in files.items() if told["kept"] and (above := _above(told))}
+        if slow:
+            named = ", ".join(f"{name} ({above})" for name, above in slow.items())
+            text += f"; within the budget, but with single runs above it: {named}"
         return f"{text}."
 
     def write(self, folder: Path) -> None:
@@ -146,21 +151,44 @@ class Finals:
             ) from error
 
 
-def measure_front(assembly: Assembly, store: Store, state: SearchState) -> tuple[SearchState, int]:
+def measure_front(
+    assembly: Assembly, store: Store, state: SearchState, on_turn: OnTurn | None = None
+) -> tuple[SearchState, int]:
     """The state with careful measurements of everything that is or may be on the front and of the runner-up, and how
     many networks have them by that: measured or kept, for this session or for one that it continues. With several
-    fronts a device measures what is or may be on its own, and the one network for all."""
+    fronts a device measures what is or may be on its own, and the one network for all.
+
+    Args:
+        assembly: Has the devices.
+        store: The run's.
+        state: When the search is done.
+        on_turn: Called before a device measures, with its name, the turn, from 1, and how many networks it measures:
+            from turn 2 on those that earlier turns have brought to, or near, the front.
+    """
     made = 0
-    for _ in range(_TURNS):
+    for turn in range(1, _TURNS + 1):
         before = made
         for evaluator, chosen in [(e, _worth_measuring(assembly, e, state)) for e in assembly.measured]:
             metrics = [metric for (metric, _), e in assembly.plan if e is evaluator]
-            rows = _finals(evaluator, store, state, chosen, metrics)
+            rows, missing = _known_finals(evaluator, store, state, chosen, metrics)
+            if missing:
+                if on_turn is not None:
+                    on_turn(evaluator.device, turn, len(missing))
+                fresh = evaluator.finals(missing, metrics)
+                store.append(fresh)
+                rows += fresh
             # what an earlier session of this run has measured was paid for as well, and may change the front as well
             state, made = state.amend(rows), made + len({row.architecture for row in rows})
         if made == before:
             break
     return state, made
+
+
+def stage(turn: int, networks: int) -> str:
+    """A turn of `measure_front` in words, for whoever waits: one after the first begins anew with other networks."""
+    if turn == 1:
+        return "final measurements"
+    return f"final measurements, turn {turn} ({networks} more network{'s' * (networks != 1)} may be on the front)"
 
 
 def note_paid(store: Store, what: str, wall_s: float, count: int = 0) -> None:
@@ -365,11 +393,13 @@ def _checked(
     worst = max(high, told.high)
     bounds = [c for c in assembly.constraints if (c.metric, c.device) == (LATENCY, device)]
     message = f"{start}{quantity(LATENCY, value)} ({quantity(LATENCY, low)} to {quantity(LATENCY, high)})"
+    above: dict[str, None] = {}
     for bound in bounds:
         how = "within" if bound.violation(worst) == 0 else "NOT certainly within"
         message += f", {how} the budget of {quantity(LATENCY, bound.bound)}"
         if told.runs is not None and (beyond := told.runs.beyond(bound)):
             message += f" ({beyond})"
+            above |= dict.fromkeys(told.runs.above(bound))
     if abs(told.slower) >= _TOLD or any(bound.violation(high) != bound.violation(worst) for bound in bounds):
         message += (
             f"; the machine is {_slower(math.expm1(told.slower))} now than when the front was measured: at that pace "
@@ -388,7 +418,7 @@ def _checked(
         "low": low,
         "high": high,
         "slower": math.expm1(told.slower),
-        "runs": None if told.runs is None else told.runs.to_json(),
+        "runs": None if told.runs is None else {**told.runs.to_json(), "above_budget": list(above)},
         "kept": all(bound.violation(worst) == 0 for bound in bounds),
         "agrees": agrees,
         "message": f"{message}.",
@@ -495,15 +525,15 @@ def _possible(state: SearchState, index: int, doubt: Callable[[Measurement], flo
     return True
 
 
-def _finals(
+def _known_finals(
     evaluator: MeasuredEvaluator,
     store: Store,
     state: SearchState,
     chosen: Sequence[Architecture],
     metrics: Sequence[str],
-) -> list[Measurement]:
-    """Careful rows of some architectures that the state does not have: those that the run has already, and fresh ones
-    for the others."""
+) -> tuple[list[Measurement], list[Architecture]]:
+    """Careful rows of some architectures that the run has and the state does not, and the architectures that are still
+    to be measured."""
     rows: list[Measurement] = []
     missing = []
     current = {e.architecture: e for e in state.archive}
@@ -514,11 +544,14 @@ def _finals(
         else:
             mine = {(row.metric, row.context) for row in current[architecture].measurements}
             rows += [row for row in known if row is not None and (row.metric, row.context) not in mine]
-    if missing:
-        fresh = evaluator.finals(missing, metrics)
-        store.append(fresh)
-        rows += fresh
-    return rows
+    return rows, missing
+
+
+def _above(told: Mapping[str, Any]) -> str:
+    """Which figures of the single runs of a timed file are above the budget, in words; "" for none."""
+    words = {"median": "median", "p95": "95th percentile"}
+    runs = told.get("runs") or {}  # a run of an older hwnas has none
+    return " and ".join(words[name] for name in runs.get("above_budget", ()))
 
 
 def _slower(change: float) -> str:

@@ -18,7 +18,7 @@ from hwnas.core.state import SearchState
 from hwnas.errors import RunCorrupt
 from hwnas.evaluators.measured import MeasuredEvaluator, Screening, notes_topic
 from hwnas.evaluators.meter import tally
-from hwnas.finals import hopeful, measure_front, note_paid, summarise, with_paid
+from hwnas.finals import hopeful, measure_front, note_paid, stage, summarise, with_paid
 from hwnas.measure import Measure
 from hwnas.profiling.runs import LATENCY
 from hwnas.spaces.codes import sample
@@ -358,6 +358,42 @@ def test_the_runner_up_is_measured_with_care_where_it_is_on_no_front_as_well() -
 
 def batch(what: str, protocol: str, *names: str) -> dict[str, Any]:
     return {"what": what, "protocol": protocol, "records": [{"subject": {"id": name}} for name in names]}
+
+
+class Slower(Careful):
+    """What was the best takes twice as long when it is measured with care."""
+
+    def measure(
+        self, architectures: Sequence[Architecture], *, final: bool = False
+    ) -> Iterator[Mapping[str, Measurement]]:
+        for architecture, rows in zip(architectures, super().measure(architectures, final=final), strict=True):
+            row = rows[LATENCY]
+            if final and architecture.code == (1, 1, 0, 0):
+                value = 2 * row.value
+                row = replace(row, value=value, interval=(0.97 * value, 1.03 * value))
+            yield {LATENCY: row}
+
+
+def test_what_comes_to_the_front_only_when_others_were_measured_with_care_is_said_to_be_another_turn() -> None:
+    codes = ((1, 1, 0, 0), (2, 1, 0, 0), (3, 1, 0, 0), (0,) * 4)
+    best, second, third, fast = (Architecture("toy", code) for code in codes)
+    error = Context(Source.TABLE, dataset=DATASET)
+    evaluator = MeasuredEvaluator(DEVICE, Slower())
+    errors = ((best, 10.0), (second, 10.0), (third, 10.0), (fast, 12.0))
+    rows = [Measurement(a, "val_error_pct", e, error) for a, e in errors]
+    rows += list(evaluator.evaluate([best, second, third, fast], WANTED))
+    objectives = (Objective("val_error_pct"), Objective(LATENCY, DEVICE))
+    state = SearchState("toy", objectives, queries=4).tell(rows)
+    assembly: Any = SimpleNamespace(measured=[evaluator], plan=[(WANTED[0], evaluator)], weights=None)
+    store, turns = MemoryStore(), list[tuple[str, str]]()
+    for _ in range(2):  # a session that continues such a run finds all of it there
+        after, made = measure_front(assembly, store, state, lambda device, *turn: turns.append((device, stage(*turn))))
+        assert made == 3
+        assert [after.architectures[i] for i in after.front_indices] == [second, fast]
+        assert turns == [
+            (DEVICE, "final measurements"),
+            (DEVICE, "final measurements, turn 2 (1 more network may be on the front)"),
+        ]
 
 
 def test_what_was_paid_after_a_search_adds_up_over_sessions() -> None:
