@@ -288,10 +288,13 @@ class _Known:
     def believe(self, row: int) -> None: ...
 
 
-def _chosen(losses: np.ndarray, niches: float, n: int, bounds: tuple[tuple[int, float], ...] = ()) -> np.ndarray:
+def _chosen(
+    losses: np.ndarray, niches: float, n: int, bounds: tuple[tuple[int, float], ...] = (), spread: float = 0.5
+) -> np.ndarray:
     """Losses of `n` choices of a pool that are the pool's own front, without anything evaluated before."""
     goal, posterior = _goal(losses, bounds), _Known(losses)
-    chooser = _Chooser(Settings(niches=niches, exploit=0.0), goal, posterior, goal, len(losses))  # type: ignore[arg-type]
+    settings = Settings(niches=niches, spread=spread, exploit=0.0)
+    chooser = _Chooser(settings, goal, posterior, goal, len(losses))  # type: ignore[arg-type]
     return losses[_choose([chooser], posterior, n, 0)]  # type: ignore[arg-type]
 
 
@@ -332,6 +335,21 @@ def test_niches_look_everywhere_on_the_front() -> None:
     third = np.stack([1.0 - cost, cost, cost[::-1]], axis=1)
     limits = _chosen(third, 1.0, 20)[:, 1]
     assert (np.histogram(limits, bins=4, range=(0.0, 1.0))[0] >= 1).all()
+
+
+@pytest.mark.parametrize(("spread", "even"), [(0.0, 0), (0.25, 3), (0.5, 6), (1.0, 12)])
+def test_the_share_of_niches_that_are_spread_evenly_can_be_set(spread: float, even: int) -> None:
+    """Their limits are multiples of the golden ratio; where most is to be gained goes down from the precise end."""
+    cost = np.linspace(0.0, 1.0, 2001)
+    found = _chosen(np.stack([1.0 - cost, cost], axis=1), 1.0, 12, spread=spread)[:, 1]
+    limits = np.arange(1, 13) * 0.618034 % 1.0
+    there = [index for index, limit in enumerate(limits) if (abs(found - limit) < 0.006).any()]
+    assert there[:even] == list(range(even))
+    if even == 0:
+        assert (np.diff(found) < 0).all()
+        assert found[0] > 0.95
+    else:
+        assert even not in there
 
 
 @pytest.mark.parametrize(("m", "asked", "quantile"), [(2, None, 0.5), (2, 0.75, 0.75), (3, None, 0.9), (4, 0.5, 0.5)])
@@ -494,6 +512,7 @@ def test_the_registry_knows_it_and_refuses_what_it_does_not_have() -> None:
         {"batch": 0},
         {"floor": 1.5},
         {"niches": -0.1},
+        {"spread": 1.1},
         {"ranking": -1.0},
         {"acquisition": "ucb"},
         {"blocks": ("ops",)},

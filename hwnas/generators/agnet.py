@@ -71,8 +71,9 @@ class Settings:
             objectives on 0.9: less of a front is better than the medians in all of them, the more there are.
         exploit: With budgets: share of a batch that is chosen for the first objective alone.
         niches: Without budgets, from two objectives on: share of evaluations that are chosen for the first objective
-            alone below a limit of another one: in turn one elsewhere in its range, and the one below which most is
-            expected to be gained. So every part of the front is looked for, also beyond the reference point.
+            alone below a limit of another one. So every part of the front is looked for, also beyond the reference
+            point.
+        spread: Share of the niches whose limits are spread evenly; the others are where most is expected to be gained.
         blocks: Blocks of the encoding with a kernel each: "code", "live", "shape".
         devices: Whether predictions of a device's costs start from the shipped surrogates of other devices.
         compress: Errors worse than this quantile of those evaluated are compressed before anything is fitted to them;
@@ -99,6 +100,7 @@ class Settings:
     reference: float | None = None
     exploit: float = 0.5
     niches: float = 0.25
+    spread: float = 0.5
     blocks: tuple[str, ...] = ("code", "shape")
     devices: bool = True
     compress: float = 0.75
@@ -120,7 +122,7 @@ class Settings:
         for name in ("neighbours", "tune_steps", "pretrain_steps", "ranking"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is not negative, got {getattr(self, name)}")
-        for name in ("reference", "exploit", "niches", "floor", "compress"):
+        for name in ("reference", "exploit", "niches", "spread", "floor", "compress"):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is in 0..1, got {getattr(self, name)}")
         if self.acquisition not in ("ehvi", "mean", "rank"):
@@ -498,9 +500,9 @@ class _Chooser:
     def _niche(self, number: int) -> tuple[int, float] | None:
         """The (column, limit) that evaluation `number` is chosen for, or None.
 
-        Every other one is spread: multiples of the golden ratio are even over quantiles of the uniform samples'
-        predictions, however many there will be. In between it is the limit with the most to gain. That alone would
-        spend what the middle of the front needs on its ends, and an even spread comes to a narrow end too seldom.
+        By default every other one is spread: multiples of the golden ratio are even over quantiles of the uniform
+        samples' predictions, however many there will be. In between it is the limit with the most to gain. That alone
+        would spend what the middle of the front needs on its ends, and an even spread comes to a narrow end too seldom.
         """
         share, others = self._settings.niches, self._goal.objectives - 1
         turn = int((number + 1) * share)
@@ -508,11 +510,12 @@ class _Chooser:
             return None
         column = 1 + turn % others
         known = self._mean[self._likely, column]
-        visit, most = divmod(turn // others, 2)
-        if most:
+        visit, most = turn // others, 1.0 - self._settings.spread
+        before = int(visit * most)  # visits to where most was to be gained
+        if int((visit + 1) * most) > before:
             limits = [float(limit) for limit in np.quantile(known, _LIMITS)]
             return column, max(limits, key=lambda limit: self._score_below(column, limit).max())
-        return column, float(np.quantile(known, visit * _GOLDEN % 1.0))
+        return column, float(np.quantile(known, (visit - before) * _GOLDEN % 1.0))
 
     def _score_below(self, column: int, limit: float) -> Floats:
         """Expected improvement of the first objective where another one does not exceed a limit."""
