@@ -62,9 +62,13 @@ class Task:
 
     @cached_property
     def limits(self) -> list[tuple[float, float]]:
-        """(latency limit, best error below it) at the quantiles of latency."""
+        """`limits_at` the few quantiles of `regret`."""
+        return self.limits_at(QUANTILES)
+
+    def limits_at(self, quantiles: Sequence[float]) -> list[tuple[float, float]]:
+        """(latency limit, best error below it) at quantiles of latency."""
         known = ~np.isnan(self.latency)
-        limits = np.quantile(self.latency[known], QUANTILES)
+        limits = np.quantile(self.latency[known], quantiles)
         return [(float(x), float(self.error[known & (self.latency <= x)].min())) for x in limits]
 
     def gap(self, rows: Sequence[int]) -> float:
@@ -81,13 +85,17 @@ class Task:
         return len(wanted & {tuple(row) for row in self.losses[list(rows)]}) / len(wanted)
 
     def regret(self, rows: Sequence[int]) -> float:
-        """Mean over the limits of (found error - best error in the table), in points; 10 where nothing is feasible."""
+        """Mean over the limits of `regrets`."""
+        return float(np.mean(self.regrets(rows, self.limits)))
+
+    def regrets(self, rows: Sequence[int], limits: Sequence[tuple[float, float]]) -> list[float]:
+        """At each of `limits_at`: found error - best error in the table, in points; 10 where nothing is feasible."""
         picked = np.asarray(rows, dtype=np.int64)
         told = []
-        for limit, best in self.limits:
+        for limit, best in limits:
             feasible = picked[self.latency[picked] <= limit]  # nan compares as false
             told.append(float(self.error[feasible].min()) - best if len(feasible) else NOTHING_FEASIBLE)
-        return float(np.mean(told))
+        return told
 
     def best_below(self, rows: Sequence[int], limit: float) -> float:
         """Lowest error among rows within a latency limit; nan where there is none."""
