@@ -400,7 +400,7 @@ class Bench:
             return
         try:
             self._start()
-            self._load_one(name, members[name])
+            self._load_candidate(members[name])
             self._warm(name)
         except (WorkerDied, WorkerTimeout) as repeated:
             self._alive = False
@@ -418,7 +418,7 @@ class Bench:
             try:
                 if name not in self._loaded:
                     self._headway.loading(name, number, len(names))
-                    self._load_one(name, members[name])
+                    self._load_candidate(members[name])
                 left = True
             except Failure as failure:
                 faults.failed[name] = (failure.status, failure.message)
@@ -540,12 +540,14 @@ class Bench:
     def _call(self, request: Message, timeout: float) -> dict[str, Any]:
         return self._transport.call(request, timeout=timeout)
 
-    def _load_one(self, name: str, network: Candidate | Path) -> None:
-        """Load a candidate, or the file of a reference."""
-        config = replace(self._config, session=self._name)
-        if isinstance(network, Candidate):  # the references link sessions: their engines and shapes stay the same
-            config = network.configured(replace(config, build=self._build))
-        path = network.path if isinstance(network, Candidate) else network
+    def _load_candidate(self, candidate: Candidate) -> None:
+        config = candidate.configured(replace(self._config, build=self._build))
+        self._load_one(candidate.id, candidate.path, config)
+
+    def _load_one(self, name: str, path: Path, config: SessionConfig | None = None) -> None:
+        """Load a file; a reference's without a `config` of its own: references link sessions, and their engines and
+        shapes stay the same."""
+        config = replace(config or self._config, session=self._name)
         request = {"op": "load", "id": name, "path": self._transport.put(str(path)), "config": config.to_json()}
         self._loaded[name] = _Loaded(self._call(request, _SLOWEST_LOAD_S.get(self._config.runtime, _LOAD_S)))
 
@@ -737,7 +739,7 @@ class Bench:
             if not self._alive:
                 self._start()
             if name not in self._loaded:
-                self._load_one(name, candidate)
+                self._load_candidate(candidate)
                 self._warm(name)
             return self._call({**request, "id": name}, timeout), ""
         except Failure as failure:
