@@ -17,6 +17,8 @@ A configuration is the same thing on the command line, in a TOML file and in run
 
 from __future__ import annotations
 
+import json
+import shlex
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -248,6 +250,29 @@ class SearchConfig:
             for name, value in values.items()
             if value is not None
         }
+
+    def command(self) -> str:
+        """The command line that makes this search again."""
+        words = ["hwnas", "search"]
+        plain = SearchConfig()
+        if self.devices:
+            words += ["--device", ",".join(self.devices)]
+        for word, value in self.budgets.items():
+            words += ["--budget", f"{word}={value!r}" if isinstance(value, float) else f"{word}={value}"]
+        if self.objectives != plain.objectives:
+            words += ["--objectives", ",".join(self.objectives)]
+        if self.weights:
+            words += ["--weights", ",".join(f"{word}={value!r}" for word, value in self.weights.items())]
+        for name in ("fronts", "space", "dataset", "generator", "source", "tables", "batch", "preset", "wait"):
+            if getattr(self, name) != getattr(plain, name):
+                words += [f"--{name}", str(getattr(self, name))]
+        words += [f"--no-{name}" for name in ("predict", "cache") if not getattr(self, name)]
+        if self.stop_rule is not None:
+            words += ["--stop-when", self.stop_when, "--stop-threshold", f"{100 * self.stop_rule.threshold:.12g}%"]
+        words += ["--queries", str(self.queries), "--seed", str(self.seed)]
+        for key, value in self.generator_settings.items():
+            words += ["--set", f"{key}={json.dumps(value)}"]
+        return shlex.join(words)
 
     @classmethod
     def from_toml(cls, data: Mapping[str, Any]) -> SearchConfig:

@@ -20,7 +20,7 @@ import pytest
 from commands import cli
 
 import hwnas
-from hwnas import api, registry, report
+from hwnas import api, registry, report, running
 from hwnas.cli import NOTHING_FEASIBLE, app
 from hwnas.errors import (
     ExportFailed,
@@ -249,7 +249,7 @@ def test_the_stored_command_makes_the_same_search_again() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "open_run", catch)
-        assert cli(*shlex.split(api.command(config))[1:]) == UnknownName.exit_code
+        assert cli(*shlex.split(config.command())[1:]) == UnknownName.exit_code
     assert SearchConfig.from_toml(seen) == config
 
 
@@ -497,7 +497,7 @@ def test_models_that_cannot_be_written_cost_nothing_else(tmp_path: Path, monkeyp
         raise ExportFailed("could not write models: no space left on device")
 
     out = tmp_path / "run"
-    monkeypatch.setattr(api, "export", full)
+    monkeypatch.setattr(running, "export", full)
     with pytest.raises(ExportFailed, match=rf"no space left.*hwnas search --resume {re.escape(str(out))}$"):
         hwnas.search(device="fpga", out=out, **FAST)
     assert (
