@@ -325,9 +325,10 @@ def _pairs(
             for key, timing in zip(keys, (first, second), strict=True)
         ]
         length = min(map(len, both))
-        together = first.device == second.device and all(key in draws for key in keys)
-        together = together and _orders(first) == _orders(second)
-        sigma = float(np.sqrt(np.mean([_between(timing.record, together) ** 2 for timing in (first, second)])))
+        near = first.device == second.device
+        together = near and all(key in draws for key in keys) and _orders(first) == _orders(second)
+        between = [_between(timing.record, near, together) for timing in (first, second)]
+        sigma = float(np.sqrt(np.mean(np.square(between))))
         result = compare(both[0][:length], both[1][:length], sigma, rng=rng)
         yield Pair(first, second, result, together)
 
@@ -346,12 +347,19 @@ def _drawn(record: Record, rng: np.random.Generator) -> Floats:
     return np.asarray(np.log(latency.value) + latency.half_within / 1.96 * rng.standard_normal(_DRAWS))
 
 
-def _between(record: Record, together: bool) -> float:
-    """Between-session standard deviation in a record's interval, relative; for two that were measured in the same
-    rounds without the pace that they shared."""
+def _between(record: Record, near: bool, together: bool) -> float:
+    """What a comparison has to add to the interval within the session, as a standard deviation, relative.
+
+    Args:
+        record: Of one of the two.
+        near: Both are of one device: the level of all its figures does not matter.
+        together: Both are of the same rounds: nor does where their batch stands on it.
+    """
     latency = record.latency
     assert latency is not None
-    half = latency.apart if together else latency.half
+    if together:
+        return latency.between
+    half = latency.apart if near else latency.half
     return float(np.sqrt(max(0.0, half**2 - latency.half_within**2)) / 1.96)
 
 

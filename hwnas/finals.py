@@ -28,7 +28,7 @@ from hwnas.assembly import Assembly
 from hwnas.core import pareto, picking
 from hwnas.core.architecture import Architecture
 from hwnas.core.ledger import Ledger
-from hwnas.core.measurement import Measurement, Source
+from hwnas.core.measurement import Measurement, Source, halves
 from hwnas.core.protocols import Store
 from hwnas.core.recommending import runner_up, weights_of, with_common
 from hwnas.core.state import Evaluation, SearchState
@@ -505,12 +505,13 @@ def _half_widths(state: SearchState, doubt: Callable[[Measurement], float]) -> N
     """`n x m`, half of each interval that was measured or predicted here; 0 for others. Predictions make no ties on a
     front, but here they decide what is worth a measurement."""
     own = (Source.MEASURED, Source.PREDICTED)
-    found = [[e.find(o.metric, o.device) for o in state.objectives] for e in state.archive]
+    found = [[e.find(o.metric, o.device) for e in state.archive] for o in state.objectives]
+    columns = [[row if row and row.context.source in own else None for row in rows] for rows in found]
     widths = [
-        [row.resolution + doubt(row) * row.value if row and row.context.source in own else 0.0 for row in rows]
-        for rows in found
+        [half + (0.0 if row is None else doubt(row) * row.value) for half, row in zip(halves(rows), rows, strict=True)]
+        for rows in columns
     ]
-    return np.array(widths, dtype=np.float64).reshape(len(state.archive), len(state.objectives))
+    return np.array(widths, dtype=np.float64).reshape(len(state.objectives), len(state.archive)).T
 
 
 def _possible(state: SearchState, index: int, doubt: Callable[[Measurement], float]) -> bool:

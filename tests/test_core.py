@@ -19,7 +19,7 @@ from hwnas.core import metrics, pareto, target
 from hwnas.core.architecture import Architecture
 from hwnas.core.graph import ArchGraph
 from hwnas.core.ledger import Ledger
-from hwnas.core.measurement import Context, Measurement, Source, Status
+from hwnas.core.measurement import Context, Measurement, Source, Status, halves, joint_half
 from hwnas.core.objective import Constraint, Objective
 from hwnas.core.state import SearchState
 from hwnas.core.wording import provenance, provenances
@@ -320,6 +320,25 @@ def test_a_front_without_anything_feasible_is_empty() -> None:
         assert len(told.front()) == 0
         assert told.front().losses.shape == (0, 2)
         assert len(told.order) == len(told.archive)
+
+
+def row_with(i: int, context: Context, half: float, own_half: float | None = None) -> Measurement:
+    return Measurement(arch(i), "latency_ms", 9.0, context, interval=(9.0 - half, 9.0 + half), own_half=own_half)
+
+
+def test_what_a_difference_is_held_against() -> None:
+    quick, final, other = (Context(Source.MEASURED, device="edgegpu", fidelity=word) for word in ("q", "f", "o"))
+    careful, beside = row_with(1, final, 5.0, 3.0), row_with(2, final, 5.0, 3.0)
+    plain, foreign = row_with(3, quick, 1.0), row_with(4, other, 2.5, 1.5)
+    assert joint_half(careful, beside) == pytest.approx(math.hypot(3, 3))
+    assert joint_half(careful, plain) == pytest.approx(math.hypot(5, 1))  # what is shared by one kind only
+    rows = [careful, beside, plain, foreign]
+    found = halves([*rows, None])
+    assert found[-1] == 0
+    assert halves([careful, beside, None]) == pytest.approx([3, 3, 0])
+    for (a, one), (b, two) in itertools.combinations(zip(found, rows, strict=False), 2):
+        assert math.hypot(a, b) >= joint_half(one, two) - 1e-9
+    assert math.hypot(*halves([careful, plain])) == pytest.approx(joint_half(careful, plain))
 
 
 def test_what_all_figures_share_makes_no_tie() -> None:

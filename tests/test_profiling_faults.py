@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from hwnas.profiling.energy import Energy
 from hwnas.profiling.protocol import Protocol
 from hwnas.profiling.record import Record
 from hwnas.profiling.transport import LocalTransport
+from hwnas.profiling.wire import WorkerDied
 from hwnas.testing.profiling import DirectTransport, simulated_bench, write_relu
 
 REFERENCES = {"ref-a": 0.5, "ref-b": 2.0}
@@ -68,6 +70,34 @@ def sweep(files: dict[str, Path], faults: dict[str, str], name: str) -> dict[str
         simulated_bench(options=options(faults), name=name, protocol=BRIEF, references=references(files), sigma=0.02)
     ) as bench:
         return {record.subject.id: record for record in bench.measure(candidates(files))}
+
+
+class Mortal(DirectTransport):
+    """Dies at some of the rounds that it is asked for, by whatever came from outside."""
+
+    def __init__(self, deaths: Container[int]) -> None:
+        super().__init__()
+        self.deaths, self.rounds = deaths, 0
+
+    def call(self, request: Any, *, timeout: float) -> dict[str, Any]:
+        self.rounds += request["op"] == "round"
+        if request["op"] == "round" and self.rounds in self.deaths:
+            self.close()
+            raise WorkerDied("killed from outside")
+        return super().call(request, timeout=timeout)
+
+
+def test_a_worker_that_is_killed_while_the_references_run_alone_is_started_again(files: dict[str, Path]) -> None:
+    def bench(deaths: Container[int]) -> Bench:
+        transport, told = Mortal(deaths), SessionConfig("fake", options=options({}))
+        return Bench(transport, told, BRIEF, references=references(files), clock=transport.clock)
+
+    with closing(bench({2, 9})) as mortal:
+        assert list(mortal.find_level()) == list(REFERENCES)
+        (record,) = mortal.measure(candidates(files, 1))
+        assert record.status is Status.OK
+    with closing(bench(range(10**6))) as hopeless, pytest.raises(WorkerDied, match="from outside"):
+        hopeless.find_level()
 
 
 def test_exactly_the_faulty_of_a_hundred_fail_and_the_rest_are_as_in_a_clean_sweep(files: dict[str, Path]) -> None:

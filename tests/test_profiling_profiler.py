@@ -14,9 +14,11 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from typer.testing import CliRunner
@@ -183,6 +185,24 @@ def test_kept_figures_are_brought_to_todays_level(files: list[Candidate]) -> Non
         assert "cached" in records[name].flags
         assert records[name].latency.value == pytest.approx(records[f"{name}-again"].latency.value, rel=0.02)
         assert records[name].latency.low < records[name].latency.value < records[name].latency.high
+
+
+def test_intervals_of_kept_figures_hold_the_truth_of_the_day(
+    files: list[Candidate], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where processes differ in their pace, three of them tell today's level, and how badly."""
+    several = replace(HASTY, name="several", processes=3)
+    box = replace(BOX, options={"seed": 0, "level": 0.1, "session": 0.01, "truth.[abc]": 1.0})
+    inside, pairs = [], []
+    for day in range(15):
+        monkeypatch.setenv("HWNAS_CACHE", str(tmp_path / f"day-{day}"))
+        measured(profiler(box, name=f"then-{day}"), files, several)
+        kept = [record.latency for record in measured(profiler(box, name=f"now-{day}"), files, several).values()]
+        inside += [latency.low <= 1.0 <= latency.high for latency in kept]
+        pairs += [abs(math.log(a.value / b.value)) <= math.hypot(a.apart, b.apart) for a, b in pairwise(kept)]
+        assert all(latency.apart < 0.7 * latency.half for latency in kept if latency.half > 0.15)
+    assert np.mean(inside) >= 0.9
+    assert np.mean(pairs) >= 0.93
 
 
 def test_where_some_are_kept_the_first_batch_of_the_others_sets_the_level(files: list[Candidate]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any
@@ -152,9 +152,14 @@ class Measurement:
 
     @property
     def resolution(self) -> float:
-        """What its difference to another value of its context is held against (both, as root of the sum of squares):
-        `own_half`, or half of the whole interval."""
+        """Its part of what a difference to another value of its context is held against (`joint_half`): `own_half`, or
+        half of the whole interval."""
         return self.half_width if self.own_half is None else self.own_half
+
+    @property
+    def shared(self) -> float:
+        """The rest of the interval's half, which all values of its context share."""
+        return math.sqrt(max(0.0, self.half_width**2 - self.resolution**2))
 
     def promised(self, goal: Goal) -> float:
         """What a budget is held against: the worse end of the interval of a number that was measured or predicted
@@ -199,3 +204,24 @@ class Measurement:
             row.get("message", ""),
             None if row.get("own_half") is None else float(row["own_half"]),
         )
+
+
+def joint_half(one: Measurement, other: Measurement) -> float:
+    """What the difference of two values of a metric is held against: a smaller one is a tie. Root of the sum of squares
+    of both halves; of two of one context without what these share."""
+    shared = 0.0 if one.context == other.context else math.hypot(one.shared, other.shared)
+    return math.hypot(one.resolution, other.resolution, shared)
+
+
+def halves(rows: Sequence[Measurement | None]) -> list[float]:
+    """A half for each of several values of a metric, so that the root of the sum of squares of two is their
+    `joint_half`, or more where several contexts meet: its resolution, and what values of other contexts share among
+    themselves. 0 for None."""
+    shared: dict[Context, float] = {}
+    for row in rows:
+        if row is not None:
+            shared[row.context] = max(shared.get(row.context, 0.0), row.shared)
+    others = {
+        context: max((share for other, share in shared.items() if other != context), default=0.0) for context in shared
+    }
+    return [0.0 if row is None else math.hypot(row.resolution, others[row.context]) for row in rows]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hwnas.core import pareto
 from hwnas.core.architecture import Architecture
-from hwnas.core.measurement import Measurement, Source
+from hwnas.core.measurement import Measurement, Source, halves
 from hwnas.core.objective import Constraint, Objective
 from hwnas.core.stopping import Outlook, Stopped, StopRule
 from hwnas.seeding import stream
@@ -167,17 +167,27 @@ class SearchState:
     @cached_property
     def losses(self) -> Floats:
         """`n x m`, minimised; nan where a measurement failed."""
-        return self._columns([(o.metric, o.device) for o in self.objectives], "loss")
+        table = np.full((len(self.archive), len(self.objectives)), np.nan)
+        for i, evaluation in enumerate(self.archive):
+            for j, objective in enumerate(self.objectives):
+                row = evaluation.find(objective.metric, objective.device)
+                if row is not None:
+                    table[i, j] = objective.loss(row.value)
+        return table
 
     @cached_property
     def half_widths(self) -> Floats:
-        """`n x m`, half of each interval that was *measured*, without what all figures of a context share
-        (`Measurement.resolution`); 0 for others.
+        """`n x m`, half of each interval that was *measured*, without what all figures share
+        (`hwnas.core.measurement.halves`); 0 for others.
 
         A surrogate's interval says how far the whole model may be off, not how two of its answers compare, so
         it makes no ties.
         """
-        return self._columns([(o.metric, o.device) for o in self.objectives], "half_width")
+        table = np.zeros((len(self.archive), len(self.objectives)))
+        for j, objective in enumerate(self.objectives):
+            rows = [evaluation.find(objective.metric, objective.device) for evaluation in self.archive]
+            table[:, j] = halves([row if row and row.context.source is Source.MEASURED else None for row in rows])
+        return table
 
     @cached_property
     def violations(self) -> Floats:
@@ -233,17 +243,3 @@ class SearchState:
             self.losses[rows],
             tuple(o.name for o in self.objectives),
         )
-
-    def _columns(self, wanted: Iterable[tuple[str, str | None]], what: str) -> Floats:
-        names = list(wanted)
-        table = np.full((len(self.archive), len(names)), np.nan)
-        for i, evaluation in enumerate(self.archive):
-            for j, (metric, device) in enumerate(names):
-                row = evaluation.find(metric, device)
-                if row is None:
-                    continue
-                if what == "half_width":
-                    table[i, j] = row.resolution if row.context.source is Source.MEASURED else 0.0
-                else:
-                    table[i, j] = self.objectives[j].loss(row.value)
-        return np.nan_to_num(table, nan=0.0) if what == "half_width" else table

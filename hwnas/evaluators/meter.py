@@ -294,13 +294,11 @@ def measurement(record: Record, architecture: Architecture, metric: str, context
     low: float | None
     value: float | None
     high: float | None
-    own_half = None
+    own: float | None = None
     if metric == "latency_ms":
-        value, low, high = record.latency.value, record.latency.low, record.latency.high
-        if record.latency.own_half is not None:
-            own_half = value * math.sinh(record.latency.own_half)  # as half of the interval is
+        value, low, high, own = (getattr(record.latency, x) for x in ("value", "low", "high", "own_half"))
     elif metric == "cpu_time_ms":
-        value, low, high = record.latency.cpu_time, record.latency.cpu_low, record.latency.cpu_high
+        value, low, high, own = (getattr(record.latency, f"cpu_{x}") for x in ("time", "low", "high", "own_half"))
     elif metric == "peak_memory_mib":
         value = record.peak_memory_mib
         if value is None:
@@ -315,6 +313,7 @@ def measurement(record: Record, architecture: Architecture, metric: str, context
         value, (low, high) = record.energy.energy_mj, record.energy.ci or (record.energy.energy_mj,) * 2
     if value is None or low is None or high is None:
         return _failure(architecture, metric, context, Status.NOT_MEASURED, f"{record.setup.runtime} tells no {metric}")
+    own_half = None if own is None else value * math.sinh(own)  # as half of the interval is
     return Measurement(architecture, metric, value, context, record.status, (low, high), record.message, own_half)
 
 

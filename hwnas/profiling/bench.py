@@ -37,6 +37,7 @@ BUSY = 20.0  # % of the last 10 s in which some task waited for a CPU
 _PREEMPTED = 0.5  # share of samples
 _SLOWEST_LOAD_S = {"tensorrt": 600.0, "ort-trt": 600.0}
 _LOAD_S, _LEAST_S, _TIMES = 60.0, 10.0, 50.0  # deadlines: loading; any other request; multiples of the expected time
+_STRIKES = 2  # times that a worker may end without a network that it is known for
 _WINDOW_S, _WINDOWS = 2.0, 3  # of energy
 _APART_S = 0.13  # from one round of the references alone to the next that counts: as in a batch of some 16 networks
 _WALL, _CPU, _DEVICE, _SWITCHES = 1, 3, 4, 5  # columns of kept samples; 0 is the round
@@ -236,16 +237,31 @@ class Bench:
         """
         if not self.history.level:
             self._headway.begin(0)
-            if not self._alive:  # networks that were asked for before have ended it, all of them
-                self._start()
-            for name, path in self._references.items():
-                if name not in self._loaded:
-                    self._load_one(name, path)
-                self._warm(name)
-            self._level_of([self._rounds(stream(self._seed, 0, "level"), _APART_S)])
+            self._level_of(self._references_alone())
             told = self.history.since(len(self.history.pairs), len(self.history.offsets), {})
             self._on_batch({**told, "records": []})
         return self.levels
+
+    def _references_alone(self) -> list[_Session]:
+        """As `_sessions`, without a network of anybody's; tried again where the worker ends."""
+        strikes = 0
+        while True:
+            try:
+                found = []
+                for number in range(self._protocol.processes):
+                    if number or not self._alive:
+                        self._start()
+                    for name, path in self._references.items():
+                        if name not in self._loaded:
+                            self._load_one(name, path)
+                        self._warm(name)
+                    apart_s = _APART_S / self._protocol.processes
+                    found.append(self._rounds(stream(self._seed, number, "level"), apart_s))
+                return found
+            except (WorkerDied, WorkerTimeout):
+                self._alive, strikes = False, strikes + 1
+                if strikes > _STRIKES:
+                    raise
 
     @property
     def retests(self) -> statistics.Retests | None:
@@ -390,7 +406,7 @@ class Bench:
         if name is None or name not in members:
             # a reference, or nobody: whoever ended the worker may have come from outside, so not at the first time
             faults.strikes += 1
-            if faults.strikes > 2:
+            if faults.strikes > _STRIKES:
                 for member in members:
                     faults.failed.setdefault(member, _status(fault))
             return
@@ -432,8 +448,8 @@ class Bench:
 
         Args:
             rng: Draws orders and resamples.
-            apart_s: Seconds that visits take from one round to the next that counts. Those in between are made for
-                nothing, in the place of other networks' visits. By what the samples say and not by the clock:
+            apart_s: Wall seconds that visits take from one round to the next that counts. Those in between are made
+                for nothing, in the place of other networks' visits. By what the samples say and not by the clock:
                 simulated networks shall be visited equally often each time.
         """
         protocol, loaded = self._protocol, self._loaded
@@ -444,7 +460,6 @@ class Bench:
         plans = {name: self._visit(loaded[name].warm["run_ms"]) for name in ids}
         for name, (_, loops) in plans.items():
             loaded[name].loops = loops
-        runs = np.array([protocol.untimed + math.prod(plans[name]) for name in ids])  # in a visit
         visits = np.full((len(ids), protocol.most_rounds), np.nan)
         cpu = visits.copy()
         active = [name for name in ids if name not in self._references]
@@ -455,10 +470,9 @@ class Bench:
             order = [str(name) for name in rng.permutation([*self._references, *active])]
             orders.update("\n".join(order).encode())
             self._headway.round(r + 1, protocol.most_rounds, active)
-            self._round(r, order, plans, ids, visits, cpu)
-            left_s = apart_s
-            while (left_s := left_s - 1e-3 * float(np.nansum(runs * np.exp(visits[:, r])))) > 0:
-                self._round(r, order, plans, ids, visits, cpu)  # takes the place of the one before
+            spent_s = self._round(r, order, plans, ids, visits, cpu)
+            while spent_s < apart_s:
+                spent_s += self._visited(order, plans)[1]
             if r + 1 >= protocol.rounds and (r + 1 - protocol.rounds) % protocol.step == 0 and r + 1 < visits.shape[1]:
                 halves = self._estimate(visits[:, : r + 1], rng).half
                 active = [name for name in active if halves[ids.index(name)] > protocol.within]
@@ -487,17 +501,9 @@ class Bench:
         ids: Sequence[str],
         visits: Floats,
         cpu: Floats,
-    ) -> None:
-        untimed, singles = self._protocol.untimed, self._protocol.singles
-        wanted = []
-        for name in order:
-            wanted.append((name, untimed, *plans[name]))
-            if plans[name][1] > 1:  # as a visit of its own, which workers of older versions understand as well
-                wanted.append((name, untimed, singles, 1))
-        expected = sum(
-            self._loaded[name].warm["run_ms"] * 1e-3 * (before + k * loops) for name, before, k, loops in wanted
-        )
-        told = self._call({"op": "round", "visits": wanted}, max(_LEAST_S, _TIMES * expected))["samples"]
+    ) -> float:
+        """Visit networks once, and keep what that shows; the wall seconds of it, by the samples."""
+        told, wall_s = self._visited(order, plans)
         for name in order:
             k, loops = plans[name]
             rows = [
@@ -515,6 +521,28 @@ class Bench:
             time_ns = own[:, _WALL].min() if clock == "wall" else float(np.median(own[:, _DEVICE]))
             visits[ids.index(name), number] = math.log(max(time_ns, 1.0) * 1e-6)
             cpu[ids.index(name), number] = math.log(max(own[:, _CPU].min(), 1.0) * 1e-6)
+        return wall_s
+
+    def _visited(
+        self, order: Sequence[str], plans: Mapping[str, tuple[int, int]]
+    ) -> tuple[Mapping[str, Sequence[Sequence[float | None]]], float]:
+        """Samples of one visit to each network, as the worker tells them, and the wall seconds that they took."""
+        untimed, singles = self._protocol.untimed, self._protocol.singles
+        wanted = []
+        for name in order:
+            wanted.append((name, untimed, *plans[name]))
+            if plans[name][1] > 1:  # as a visit of its own, which workers of older versions understand as well
+                wanted.append((name, untimed, singles, 1))
+        expected = sum(
+            self._loaded[name].warm["run_ms"] * 1e-3 * (before + k * loops) for name, before, k, loops in wanted
+        )
+        told = self._call({"op": "round", "visits": wanted}, max(_LEAST_S, _TIMES * expected))["samples"]
+        wall_s = 0.0
+        for name in order:
+            k, loops = plans[name]
+            walls = [1e-9 * float(row[0]) for row in told[name]]
+            wall_s += (untimed + k * loops) * sum(walls[:k]) / k + sum(walls[k:])
+        return told, wall_s
 
     def _visit(self, run_ms: float) -> tuple[int, int]:
         """Timed samples of a visit, and inferences in each."""
@@ -585,6 +613,7 @@ class Bench:
         now = {name: _mean([s.wall.value[s.at(name)] for s in sessions]) for name in self._references}
         if not self.history.level:
             self.history.level, self._anchor = now, self._starts
+            self.history.pace = statistics.shared_doubt(_table(sessions)[0])
             return _Level()
         moved = np.array([now[name] - self.history.level[name] for name in now])
         apart = float(moved.std(ddof=1)) if len(moved) > 1 else 0.0
@@ -604,23 +633,26 @@ class Bench:
         if found:
             first, half = self.history.figures[candidate.id]
             second, within = _combined([s.wall for s in found], [s.at(candidate.id) for s in found])
-            self.history.pairs.append(
-                (first, second - level.offset, (half, self._halves(within, found, candidate.id, level)[0]))
-            )
+            again = self._halves(within, found, candidate.id, level)[1]
+            self.history.pairs.append((first, second - level.offset, (half, again)))
 
     # -- records -----------------------------------------------------------------------------------------------------
 
     def _halves(self, within: float, sessions: Sequence[_Session], name: str, level: _Level) -> tuple[float, float]:
         """Half width of a figure with the part between sessions, which several processes show and average out, and the
-        doubt about the level that it is brought to; and the same for comparing it with others of its batch: a pace that
-        all networks of a process share moves the figure, but not how it stands to them."""
-        common = [n for n in sessions[0].ids if all(n in s.ids for s in sessions)]
-        shared, own = statistics.between(
-            np.array([[s.wall.value[s.at(n)] for n in common] for s in sessions]), common.index(name), self.sigma
-        )
-        apart = math.hypot(own, level.doubt)
-        whole = statistics.with_session(within, math.hypot(apart, shared))
-        return float(whole), float(statistics.with_session(within, apart))
+        doubt about the level that it is brought to; and the same for comparing it with others by this protocol: what is
+        uncertain of the first batch's level moves all of them alike."""
+        table, names = _table(sessions)
+        own = statistics.own_doubt(table, names.index(name), self.sigma)
+        whole = statistics.whole_doubt(own, self.history.pace, self.sigma)
+        return _wider(within, whole, level.doubt), _wider(within, own, level.doubt)
+
+    def _cpu_halves(self, within: float, sessions: Sequence[_Session], name: str) -> tuple[float, float]:
+        """The same of CPU time, which is on no level."""
+        table, names = _table(sessions, "cpu")
+        own = statistics.own_doubt(table, names.index(name), self.sigma)
+        whole = statistics.whole_doubt(own, statistics.shared_doubt(table), self.sigma)
+        return _wider(within, whole), _wider(within, own)
 
     def _setup(self, candidate: Candidate, providers: Sequence[str] = ()) -> Setup:
         info = self.info
@@ -647,7 +679,7 @@ class Bench:
         value, within = _combined([s.wall for s in sessions], [s.at(name) for s in sessions])
         half, own_half = self._halves(within, sessions, name, at)
         cpu, cpu_within = _combined([s.cpu for s in sessions], [s.at(name) for s in sessions])
-        cpu_half = float(statistics.with_session(cpu_within, self.sigma))
+        cpu_half, cpu_own_half = self._cpu_halves(cpu_within, sessions, name)
         singles = single_runs(np.concatenate([s.loaded[name].samples for s in sessions]))
         minimum, polished = (_mean([getattr(s.wall, p)[s.at(name)] for s in sessions]) for p in ("minimum", "polished"))
         factor = 1e-6 * math.exp(-level)
@@ -671,6 +703,8 @@ class Bench:
             device_time=None if on_device is None else on_device.median,
             device_spread=on_device,
             own_half=own_half,
+            cpu_own_half=cpu_own_half,
+            level_doubt=at.doubt,
             engines=tuple(engines) if len(engines) > 1 and builds_engines(self._config) else (),
             first_run=loaded.reply["first_run_ms"],
             load_s=loaded.reply["load_s"],
@@ -695,7 +729,7 @@ class Bench:
             status = Status.UNCONVERGED
             message = f"interval of {within:.1%} after {sampling.rounds} rounds, wanted {self._protocol.within:.1%}"
         self._measured[name] = candidate
-        self.history.figures[name] = (value - level, half)
+        self.history.figures[name] = (value - level, own_half)
         return Record(
             Subject(name, candidate.graph_hash, candidate.facts),
             self._setup(candidate, loaded.reply["providers"]),
@@ -769,6 +803,18 @@ def _combined(estimates: Sequence[Estimate], places: Sequence[int]) -> tuple[flo
     values = [e.value[i] for e, i in zip(estimates, places, strict=True)]
     halves = [e.half[i] for e, i in zip(estimates, places, strict=True)]
     return _mean(values), math.sqrt(_mean([half**2 for half in halves]) / len(halves))
+
+
+def _table(sessions: Sequence[_Session], which: str = "wall") -> tuple[Floats, list[str]]:
+    """`s x n`, log figures of all networks that each of some processes has measured, and their names."""
+    names = [name for name in sessions[0].ids if all(name in session.ids for session in sessions)]
+    rows = [[getattr(session, which).value[session.at(name)] for name in names] for session in sessions]
+    return np.array(rows, dtype=np.float64), names
+
+
+def _wider(within: float, between: float, doubt: float = 0.0) -> float:
+    """Half width of an interval: within a session, between sessions, of the level."""
+    return float(statistics.with_session(within, math.hypot(between, doubt)))
 
 
 def _mean(values: Sequence[float]) -> float:

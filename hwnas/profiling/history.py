@@ -24,13 +24,16 @@ class History:
     Attributes:
         batches: How many were begun.
         level: Log figures of the reference networks in the first batch, by name; empty before it.
+        pace: How uncertain that level is as a whole: what the processes of the first batch showed of their pace, as a
+            standard deviation of the mean over them (`statistics.shared_doubt`).
         offsets: Of each batch that measured anything: mean log offset of the references to `level`.
-        figures: Log figure on that level and half width, by network, in the order of measuring.
+        figures: Log figure on that level and half width for comparisons, by network, in the order of measuring.
         pairs: (first log figure, second, their half widths) of networks that a later batch measured again.
     """
 
     batches: int = 0
     level: dict[str, float] = field(default_factory=dict)
+    pace: float = 0.0
     offsets: list[float] = field(default_factory=list)
     figures: dict[str, tuple[float, float]] = field(default_factory=dict)
     pairs: list[tuple[float, float, tuple[float, float]]] = field(default_factory=list)
@@ -59,6 +62,7 @@ class History:
         return {
             "batches": self.batches,
             "level": dict(self.level),
+            "pace": self.pace,
             "offsets": self.offsets[offsets:],
             "figures": {name: list(self.figures[name]) for name in networks if name in self.figures},
             "pairs": [[first, second, list(halves)] for first, second, halves in self.pairs[pairs:]],
@@ -73,5 +77,6 @@ class History:
         self.batches = int(told["batches"])
         self.level = {str(name): float(value) for name, value in told["level"].items()}
         self.offsets += map(float, told.get("offsets", ()))  # none in a run of an earlier version
+        self.pace = float(told.get("pace", 0.0))  # likewise
         self.figures |= {str(name): (float(value), float(half)) for name, (value, half) in told["figures"].items()}
         self.pairs += [(float(a), float(b), (float(h), float(g))) for a, b, (h, g) in told["pairs"]]

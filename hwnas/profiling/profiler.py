@@ -380,6 +380,7 @@ class Profiler:
             record.latency,
             shift=float(moved.mean()),
             doubt=apart / math.sqrt(len(moved)),
+            pace=bench.history.pace,
             sigma=bench.sigma,
             processes=processes,
         )
@@ -514,33 +515,34 @@ def _transport(device: Device) -> Transport:
     return SshTransport(device.host.removeprefix("ssh:"), python=device.python)
 
 
-def _renewed(latency: Latency, *, shift: float, doubt: float, sigma: float, processes: int) -> Latency:
+def _renewed(latency: Latency, *, shift: float, doubt: float, pace: float, sigma: float, processes: int) -> Latency:
     """A kept figure as it is told later; CPU time, which is on no level, only gets its new interval.
 
-    half^2 = within^2 + 1.96^2 (max(sigma, seen)^2 / processes + doubt^2), on the log scale; `own_half` likewise.
+    half^2 = within^2 + 1.96^2 (max(sigma^2, own^2 + pace^2) + doubt^2), on the log scale, with own = max(sigma, seen)
+    / sqrt(processes); `own_half` is the same of own and doubt alone. What was uncertain of the level then went with it.
 
     Args:
         latency: As it was measured.
         shift: Log offset of the references since then.
         doubt: Standard deviation of `shift`.
+        pace: Of the level as a whole that it is brought to (`History.pace`).
         sigma: Between-session standard deviation, as known now.
         processes: Over how many the figure is a mean.
     """
     within, before = latency.half_within, latency.sigma_session
-
-    def renewed(half: float) -> float:
-        # what its processes differed by counts where it was more than the noise floor of then
-        seen = _without(half, within) / 1.96 * math.sqrt(processes)
-        between = max(sigma, seen if seen > 1.001 * before else 0.0) / math.sqrt(processes)
-        return float(statistics.with_session(within, math.hypot(between, doubt)))
-
-    half = renewed(latency.half)
+    # what its processes differed by counts where it was more than the noise floor of then
+    seen = latency.between * math.sqrt(processes)
+    own = max(sigma, seen if seen > 1.001 * before else 0.0) / math.sqrt(processes)
+    half = float(statistics.with_session(within, math.hypot(statistics.whole_doubt(own, pace, sigma), doubt)))
     factor = math.exp(shift)
     value = factor * latency.value
-    cpu, cpu_low, cpu_high = latency.cpu_time, latency.cpu_low, latency.cpu_high
+    cpu, cpu_low, cpu_high, cpu_own = latency.cpu_time, latency.cpu_low, latency.cpu_high, latency.cpu_own_half
     if cpu is not None and cpu_high is not None:
         cpu_half = float(statistics.with_session(_without(math.log(cpu_high / cpu), 1.96 * before), sigma))
         cpu_low, cpu_high = cpu * math.exp(-cpu_half), cpu * math.exp(cpu_half)
+    if cpu_own is not None:
+        own_part = 1 / math.sqrt(processes)
+        cpu_own = float(statistics.with_session(_without(cpu_own, 1.96 * before * own_part), sigma * own_part))
     return replace(
         latency,
         value=value,
@@ -554,9 +556,11 @@ def _renewed(latency: Latency, *, shift: float, doubt: float, sigma: float, proc
         device_time=None if latency.device_time is None else factor * latency.device_time,
         device_spread=None if latency.device_spread is None else latency.device_spread.scaled(factor),
         engines=tuple(factor * one for one in latency.engines),
-        own_half=None if latency.own_half is None else renewed(latency.own_half),
+        own_half=float(statistics.with_session(within, math.hypot(own, doubt))),
+        level_doubt=doubt,
         cpu_low=cpu_low,
         cpu_high=cpu_high,
+        cpu_own_half=cpu_own,
     )
 
 

@@ -76,8 +76,9 @@ class Latency:
     Attributes:
         value, low, high: The latency and its 95 % interval, between-session part included.
         half_within: Half width within the session.
-        own_half: Half of the interval for comparing it with others of its batch: without the pace that all networks
-            of a process share. None where nobody has told it apart (a record of an earlier version).
+        own_half: Half of the interval for comparing it with others of its device and protocol: without what is
+            uncertain of the level of all. None where nobody has told it apart (a record of an earlier version).
+        level_doubt: Standard deviation of `level`, which all figures of its batch share; part of `own_half`.
         sigma_session: Between-session standard deviation that was added.
         calibrated: Whether that was measured on this device; else it is the default.
         minimum, polished: The two parts of the figure.
@@ -85,7 +86,7 @@ class Latency:
         spread: Of the wall time of single runs, corrected likewise; whatever the clock of `value` is. Where `value` is
             made of loops, these are runs beside them.
         cpu_time, cpu_low, cpu_high: CPU time of one inference by the same estimate, with its 95 % interval;
-            uncorrected, as the references' level is one of wall time.
+            uncorrected, as the references' level is one of wall time. `cpu_own_half` as `own_half`.
         clock: What `value` and its interval are made of: "wall", or "device" for the device's own events, which leave
             out what the host takes to launch the work. The two are not to be compared with each other.
         device_time: Median time of single runs on the device by its own events, corrected; None where it has none.
@@ -113,6 +114,8 @@ class Latency:
     device_spread: Spread | None = None
     engines: tuple[float, ...] = ()
     own_half: float | None = None
+    level_doubt: float = 0.0
+    cpu_own_half: float | None = None
     first_run: float = 0.0
     load_s: float = 0.0
     build_s: float = 0.0
@@ -134,6 +137,11 @@ class Latency:
     def apart(self) -> float:
         """`own_half`, or the interval's where that is not known."""
         return self.half if self.own_half is None else self.own_half
+
+    @property
+    def between(self) -> float:
+        """Standard deviation between sessions in the interval, relative, for comparing it with others of its batch."""
+        return math.sqrt(max(0.0, self.apart**2 - self.half_within**2 - (1.96 * self.level_doubt) ** 2)) / 1.96
 
     @property
     def own_spread(self) -> Spread:

@@ -8,6 +8,7 @@ effect in a two-way median polish (Tukey 1977, ch. 11) whose level is that of th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,7 @@ Floats = NDArray[np.float64]
 LEAST_SIGMA = 0.025
 BIMODAL = 0.1  # minimum and polished effect so far apart: two modes
 _POLISH = 10  # sweeps of the polish; it settles within a few
+_PRIOR = 2  # degrees of freedom that all networks of a batch stand for where one seems to be worse
 _P99_SAMPLES = 662  # for a 99th percentile, by MLPerf's rule for early stopping
 
 
@@ -128,33 +130,67 @@ def with_session(half: Floats | float, sigma: float) -> Floats:
     return np.asarray(np.hypot(half, 1.96 * sigma))
 
 
-def between(sessions: Floats, which: int, sigma: float) -> tuple[float, float]:
-    """What several processes show of one network's mean over them: its standard deviation, relative, in two parts.
+def paces(sessions: Floats) -> Floats:
+    """`s`: how much slower each of several processes was for all networks alike, as log factors: the median over
+    networks of what each took more than its own mean over the processes.
 
-    A process may be slower for all networks alike. That pace is the median over networks of what each took more than
-    its own mean over the processes. It moves a figure, but not how it stands to others of the same processes. It is
-    known from as many values as there are processes, so Student's t takes the place of 1.96; and it counts as far as
-    it is more than `sigma`, which was found from whole figures and holds it already.
+    Args:
+        sessions: `s x n`, log latencies of the same networks.
+    """
+    return np.asarray(np.median(sessions - sessions.mean(axis=0), axis=1))
+
+
+def shared_doubt(sessions: Floats) -> float:
+    """What the pace of processes says of the mean over them: its standard deviation, as one that 1.96 belongs to.
+
+    It moves all figures alike. It is known from as many values as there are processes, so Student's t takes the place
+    of 1.96. 0 for one process, which does not show it.
+
+    Args:
+        sessions: `s x n`, log latencies of the same networks.
+    """
+    s = len(sessions)
+    return _wide(s - 1) * float(np.std(paces(sessions), ddof=1)) / math.sqrt(s) if s > 1 else 0.0
+
+
+def own_doubt(sessions: Floats, which: int, sigma: float) -> float:
+    """Standard deviation between processes of one network's mean over them, without the pace that all share; as one
+    that 1.96 belongs to.
+
+    It is `sigma`, or what the residuals of all networks show (pooled) where that is more; or its own residuals' where
+    these are still more: a moderated variance (Smyth 2004, doi:10.2202/1544-6115.1027) in which what is known of all
+    networks counts as `_PRIOR` degrees of freedom.
 
     Args:
         sessions: `s x n`, log latencies of the same networks.
         which: The network's column.
-        sigma: Standard deviation between sessions as far as it is known, relative: the network's own is at least that.
-
-    Returns:
-        The part that networks share, and its own; their root of the sum of squares is the whole.
+        sigma: Standard deviation between sessions as far as it is known, relative.
     """
+    s, n = sessions.shape
+    if s < 2:
+        return sigma
+    seen = (sessions - paces(sessions)[:, None]).var(axis=0, ddof=1)
+    known, freedom = sigma, (s - 1) * (n - 1)
+    if freedom:
+        known = max(sigma, _wide(freedom) * math.sqrt(float(seen.sum()) * (s - 1) / freedom))
+    own = float(seen[which])
+    if own > known**2:
+        known = max(known, _wide(_PRIOR + s - 1) * math.sqrt((_PRIOR * known**2 + (s - 1) * own) / (_PRIOR + s - 1)))
+    return known / math.sqrt(s)
+
+
+def whole_doubt(own: float, shared: float, sigma: float) -> float:
+    """Standard deviation of a figure by its own and its shared part. Processes that follow each other within seconds do
+    not show how a machine changes within minutes, which `sigma` stands for as well: it is never less than that."""
+    return max(sigma, math.hypot(own, shared))
+
+
+def _wide(freedom: int) -> float:
+    """How much more than 1.96 standard deviations hold 95 % where these are estimated with so many degrees of
+    freedom."""
     from scipy.stats import t
 
-    s = len(sessions)
-    if s < 2:
-        return 0.0, sigma
-    paces = np.median(sessions - sessions.mean(axis=0), axis=1)
-    seen = float(np.std(sessions[:, which] - paces, ddof=1))
-    own = max(sigma, seen)
-    pace = float(t.ppf(0.975, s - 1) / 1.96 * np.std(paces, ddof=1))
-    whole = max(own, float(np.hypot(seen, pace)))
-    return float(np.sqrt((whole**2 - own**2) / s)), float(own / np.sqrt(s))
+    return float(t.ppf(0.975, freedom) / 1.96)
 
 
 @dataclass(frozen=True)

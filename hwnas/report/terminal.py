@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -11,7 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from hwnas.core.measurement import Measurement, Source
+from hwnas.core.measurement import Measurement, Source, joint_half
 from hwnas.core.objective import Constraint
 from hwnas.core.recommending import Portfolio, error_column, guessed, guessers, undecided
 from hwnas.core.wording import difference, known, percent, quantity, shortened
@@ -421,10 +420,8 @@ def _less_sure(view: RunView, index: int, other: int) -> str:
 
 
 def _tied(one: Measurement, other: Measurement) -> bool:
-    """Whether the difference of two numbers is inside their intervals: of one context, without what they share."""
-    width = math.hypot(one.resolution, other.resolution)
-    if one.context != other.context:
-        width = math.hypot(one.half_width, other.half_width)
+    """Whether the difference of two numbers is inside their intervals."""
+    width = joint_half(one, other)
     return width > 0 and abs(one.value - other.value) <= width
 
 
