@@ -65,6 +65,7 @@ class ModelFacts:
         params: Numbers in floating-point initializers, folded norms included.
         macs: Multiply-accumulates of convolutions and matrix products; None where a shape is not known.
         activation_bytes: Highest sum of live activations in the file's order; None where a shape is not known.
+        io_bytes: Of all inputs and outputs; None where a shape is not known.
         nodes: Nodes of the main graph.
         operators: How many of each type.
         opset, ir_version: Of the file.
@@ -78,6 +79,7 @@ class ModelFacts:
     params: int
     macs: int | None
     activation_bytes: int | None
+    io_bytes: int | None
     nodes: int
     operators: Mapping[str, int]
     opset: int
@@ -150,6 +152,7 @@ def model_facts(path: Path, shapes: Shapes | None = None) -> ModelFacts:
         params=count_params(model),
         macs=count_macs(model),
         activation_bytes=peak_activation_bytes(model),
+        io_bytes=_io_bytes(model),
         nodes=len(model.graph.node),
         operators=dict(sorted(Counter(node.op_type for node in model.graph.node).items())),
         opset=max((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), default=0),
@@ -293,6 +296,16 @@ def peak_activation_bytes(model: onnx.ModelProto) -> int | None:
         peak = max(peak, sum(known))
         alive = {name: size for name, size in alive.items() if last.get(name, i) > i}
     return peak
+
+
+def _io_bytes(model: onnx.ModelProto) -> int | None:
+    import onnx
+
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    sizes = [_value_bytes(value) for value in (*graph.input, *graph.output) if value.name not in constants]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None
 
 
 def _value_bytes(value: onnx.ValueInfoProto) -> int | None:

@@ -388,3 +388,13 @@ def test_symbolic_names_are_told(tmp_path: Path) -> None:
     free = read_model(write_relu(tmp_path / "free.onnx", ("n", 4)))
     assert declared_shapes(free) == {"x": ("n", 4)}
     assert inputs_words(declared_shapes(free)) == "x [n, 4]"
+
+
+def test_inputs_and_outputs_are_counted_where_their_shapes_are_known(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    for shape, found in (((2, 3), 2 * 2 * 3 * 4), (("n", 3), None)):
+        values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in "xy"]
+        graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "test", values[:1], values[1:])
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+        assert model_facts(path).io_bytes == found
+    assert model_facts(path, {"x": (5, 3)}).io_bytes == 2 * 5 * 3 * 4

@@ -108,9 +108,12 @@ class TestBatches:
 
 
 class TestWhatCannotFit:
-    def needing(self, folder: Path, name: str, weights_mib: float, activation_mib: float | None = 0.0) -> Candidate:
+    def needing(
+        self, folder: Path, name: str, weights_mib: float, io_mib: float | None = 0.0, activation_mib: float = 0.0
+    ) -> Candidate:
         facts: dict[str, Any] = {"weights_bytes": int(weights_mib * MIB)}
-        facts["activation_bytes"] = None if activation_mib is None else int(activation_mib * MIB)
+        facts["activation_bytes"] = int(activation_mib * MIB)
+        facts["io_bytes"] = None if io_mib is None else int(io_mib * MIB)
         return Candidate(name, write_relu(folder / f"{name}.onnx"), facts=facts)
 
     @pytest.mark.parametrize(
@@ -129,11 +132,11 @@ class TestWhatCannotFit:
         # loading any of those would be the end of the worker
         made = bench(tmp_path, options=FEW | {"fault.large*": "crash"}, **memory)
         asked = [
-            self.needing(tmp_path, "large-1", 300, 500),
+            self.needing(tmp_path, "large-1", 300, 250),
             self.needing(tmp_path, "small-1", 1),
             self.needing(tmp_path, "large-2", 501),
             self.needing(tmp_path, "small-2", 1),
-            self.needing(tmp_path, "large-3", 0, 1002),
+            self.needing(tmp_path, "large-3", 0, 501),
         ]
         with closing(made):
             records = list(made.measure(asked))
@@ -146,7 +149,9 @@ class TestWhatCannotFit:
             else:
                 assert (record.status, record.sampling, record.retries) == (Status.OUT_OF_MEMORY, None, 0)
                 assert told in record.message
-        assert records[0].message.startswith("it needs at least 550 MiB (weights 300 MiB, activations 250 MiB), ")
+        assert records[0].message.startswith(
+            "it needs at least 550 MiB (weights 300 MiB, inputs and outputs 250 MiB), "
+        )
         assert len({r.sampling.order_hash for r in records if r.sampling}) == 1
 
     def test_it_takes_no_place_in_a_batch(self, tmp_path: Path) -> None:
@@ -178,14 +183,16 @@ class TestWhatCannotFit:
         """An estimate that is on the safe side refuses nothing."""
         made = bench(tmp_path, total_mib=500, granted_mib=500)
         asked = [
-            self.needing(tmp_path, "just", 250, 500),
-            self.needing(tmp_path, "unknown", 600, None),
+            self.needing(tmp_path, "just", 250, 250),
+            self.needing(tmp_path, "unknown", 500, None),
+            # runtimes fuse operators and work in place: how much of these is ever there is not known
+            self.needing(tmp_path, "activations", 1, 1, activation_mib=1e6),
             Candidate("no-facts", write_relu(tmp_path / "no-facts.onnx")),
         ]
-        assert sum(sizes(made, asked)) == 3
+        assert sum(sizes(made, asked)) == 4
 
     def test_fewer_bits_need_less(self) -> None:
-        facts = {"weights_bytes": 400 * MIB, "activation_bytes": 200 * MIB}
+        facts = {"weights_bytes": 400 * MIB, "io_bytes": 100 * MIB, "activation_bytes": 10**12}
         needs = [least_need(facts, precision) for precision in ("fp32", "fp16", "int8")]
         assert [need.bytes // MIB for need in needs if need] == [500, 250, 125]
 

@@ -5,9 +5,10 @@ and twice the highest sum of its live activations. Measured: a cell of NAS-Bench
 OpenVINO and 7 in torch; of 180 to 200 MiB of weights ONNX Runtime and torch keep one copy and hold two to three while
 they load, OpenVINO keeps two; of 192 MiB of live activations ONNX Runtime takes 1.7 times as much, OpenVINO 2.3 times.
 
-Whether a network fits at all is not decided by that estimate, which is on the safe side of the machine, but by the
-least it needs: its weights once, and half of the highest sum of its live activations, as a runtime may write a result
-where its input was. What needs more than there is, or than the device file grants, is not even loaded.
+Whether a network fits at all is not decided by that estimate, which is on the safe side of the machine, but by what no
+runtime can do without: its weights, once, and its inputs and outputs. What takes more than there is, or than the device
+file grants, is not even loaded. Activations are no part of that: runtimes fuse operators and work in place (attention
+over 4096 tokens took OpenVINO a fifth of the sum of its live activations), so whether they fit is tried.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from hwnas.core.wording import quantity
 
 MIB = 2**20
 LIBRARIES_MIB = 4096  # mapped by a worker beside its networks, not used
@@ -44,37 +43,34 @@ def footprint(path: Path, facts: Mapping[str, Any]) -> int:
 
 @dataclass(frozen=True)
 class Need:
-    """The least memory that a network runs in, bytes.
+    """Memory that a network cannot do without, bytes.
 
     Attributes:
         weights: All of them, once.
-        activations: Half of the highest sum of live ones.
+        io: Inputs and outputs; 0 where a shape is not known.
     """
 
     weights: int
-    activations: int
+    io: int
 
     @property
     def bytes(self) -> int:
         """Both together."""
-        return self.weights + self.activations
+        return self.weights + self.io
 
     def __str__(self) -> str:
-        return f"{_mib(self.bytes)} (weights {_mib(self.weights)}, activations {_mib(self.activations)})"
+        return f"{_mib(self.bytes)} (weights {_mib(self.weights)}, inputs and outputs {_mib(self.io)})"
 
 
 def least_need(facts: Mapping[str, Any], precision: str) -> Need | None:
-    """What a network needs at least; None where its file does not tell.
+    """What a network needs at least; None where its weights have not been counted.
 
     Args:
         facts: As `hwnas.onnx_facts.ModelFacts` has them.
         precision: It is run in; a file in fp32 takes half of it in fp16, a quarter in int8.
     """
-    weights, activations = facts.get("weights_bytes"), facts.get("activation_bytes")
-    if weights is None or activations is None:
-        return None
-    share = _NARROWER.get(precision, 1)
-    return Need(weights // share, activations // 2 // share)
+    weights, share = facts.get("weights_bytes"), _NARROWER.get(precision, 1)
+    return None if weights is None else Need(weights // share, (facts.get("io_bytes") or 0) // share)
 
 
 @dataclass(frozen=True)
@@ -117,4 +113,4 @@ class Room:
 
 def _mib(count: int) -> str:
     mib = count / MIB
-    return f"{mib:,.0f} MiB" if mib >= 10 else quantity("peak_memory_mib", mib)
+    return f"{mib:,.0f} MiB" if mib >= 10 else f"{mib:.1f} MiB" if mib >= 0.05 else "below 0.1 MiB"
