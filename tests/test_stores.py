@@ -482,9 +482,11 @@ def test_a_run_without_own_half_widths_is_read_as_it_is_and_continued_with_them(
         connection.execute("ALTER TABLE measurements DROP COLUMN own_half")
     with closing(SqliteStore.read(path)) as reader:
         assert plain(reader.rows()) == plain(rows)
-    with closing(SqliteStore.open(path)) as store:
-        store.append(facts(3))
-        assert plain(store.rows()) == plain([*rows, *facts(3)])
+        with closing(SqliteStore.open(path)) as store:
+            store.append(facts(3))
+            assert plain(store.rows()) == plain([*rows, *facts(3)])
+        assert any(row.own_half for row in facts(3))
+        assert plain(reader.rows()) == plain([*rows, *facts(3)])  # was there before the run was continued
 
 
 def test_a_creation_of_schema_1_that_was_killed_is_made_anew(tmp_path: Path) -> None:

@@ -95,10 +95,8 @@ _INSERT = (
     "INSERT INTO measurements (architecture, metric, device, value, status, low, high, message, context, "
     "own_half) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
-_SELECT = (
-    "SELECT id, architecture, metric, value, status, low, high, message, context, {own_half} FROM measurements "
-    "WHERE id > ? ORDER BY id"
-)
+# all columns, as an older database lacks one, and whoever continues it may add that while others read
+_SELECT = "SELECT * FROM measurements WHERE id > ? ORDER BY id"
 
 
 class SqliteStore:
@@ -118,7 +116,6 @@ class SqliteStore:
         self._steps: list[list[str]] = []
         with _reading(path):
             self.meta: Mapping[str, str] = dict(connection.execute("SELECT key, value FROM meta"))
-            self._select = _SELECT.format(own_half="own_half" if _tells_own_half(connection) else "NULL")
             self._load()
 
     @classmethod
@@ -325,9 +322,12 @@ class SqliteStore:
                 self._load()
 
     def _load(self) -> None:
-        for number, *columns in self._connection.execute(self._select, (self._last_id,)).fetchall():
-            self._facts.add([_measurement(columns)])
-            self._last_id = number
+        found = self._connection.execute(_SELECT, (self._last_id,))
+        names = [name for name, *_ in found.description]
+        for columns in found.fetchall():
+            row = dict(zip(names, columns, strict=True))
+            self._facts.add([_measurement(row)])
+            self._last_id = row["id"]
         steps = "SELECT architectures FROM steps WHERE step > ? ORDER BY step"
         self._steps += [json.loads(keys) for (keys,) in self._connection.execute(steps, (len(self._steps),)).fetchall()]
 
@@ -406,13 +406,9 @@ def _upgrade(connection: sqlite3.Connection, path: Path) -> None:
 def _complete(connection: sqlite3.Connection) -> None:
     """What databases of schema 2 lack that were made before there was any; an older hwnas does without it."""
     connection.executescript(_OUTLOOKS)
-    if not _tells_own_half(connection):
+    known = connection.execute("SELECT 1 FROM pragma_table_info('measurements') WHERE name = 'own_half'").fetchone()
+    if known is None:
         connection.execute("ALTER TABLE measurements ADD COLUMN own_half REAL")
-
-
-def _tells_own_half(connection: sqlite3.Connection) -> bool:
-    found = connection.execute("SELECT 1 FROM pragma_table_info('measurements') WHERE name = 'own_half'").fetchone()
-    return found is not None
 
 
 def _journal(connection: sqlite3.Connection, path: Path) -> None:
@@ -499,15 +495,15 @@ def _context(text: str) -> Context:
     return Context.from_json(json.loads(text))
 
 
-def _measurement(columns: Sequence[Any]) -> Measurement:
-    key, metric, value, status, low, high, message, context, own_half = columns
+def _measurement(row: Mapping[str, Any]) -> Measurement:
+    value, low = row["value"], row["low"]
     return Measurement(
-        Architecture.from_key(key),
-        metric,
+        Architecture.from_key(row["architecture"]),
+        row["metric"],
         math.nan if value is None else value,
-        _context(context),
-        Status(status),
-        None if low is None else (low, high),
-        message,
-        own_half,
+        _context(row["context"]),
+        Status(row["status"]),
+        None if low is None else (low, row["high"]),
+        row["message"],
+        row.get("own_half"),
     )
