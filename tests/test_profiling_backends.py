@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hwnas.core.measurement import Status
-from hwnas.profiling.backend import Failure, SessionConfig
+from hwnas.profiling.backend import DEFAULT_OPTIONS, Failure, SessionConfig
 from hwnas.profiling.transport import LocalTransport
 from hwnas.profiling.worker.runtimes.fake import FAULTS, Fake, true_latency_ms
 from hwnas.profiling.worker.runtimes.registry import backend
@@ -24,7 +24,7 @@ class TestOnnxRuntimeCuda(BackendSuite):
 
 
 class TestOpenVino(BackendSuite):
-    config = SessionConfig("openvino")
+    config = SessionConfig("openvino", options=dict(DEFAULT_OPTIONS["openvino"]))
 
 
 class TestTorchCpu(BackendSuite):

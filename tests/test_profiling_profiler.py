@@ -30,6 +30,7 @@ from hwnas.config import SearchConfig
 from hwnas.core.architecture import Architecture
 from hwnas.core.device import Device
 from hwnas.core.measurement import Source, Status
+from hwnas.devices import load_device
 from hwnas.errors import DataError, DeviceBusy, DeviceUnavailable, InvalidSetting, RunIncompatible
 from hwnas.evaluators.meter import SpaceMeter
 from hwnas.finals import Finals
@@ -145,6 +146,36 @@ def test_what_was_measured_is_not_measured_again(files: list[Candidate]) -> None
 def test_another_way_to_run_is_another_measurement(files: list[Candidate], other: Device) -> None:
     measured(profiler(), files)
     assert not any("cached" in record.flags for record in measured(profiler(other), files).values())
+
+
+def test_hwnas_own_defaults_are_part_of_what_a_figure_is(
+    files: list[Candidate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another default is another measurement, a run that began with it is not continued, and a device file wins."""
+    measured(profiler(), files)
+    notes: list[Any] = []
+    with profiler() as device:
+        device.join([], notes.append, lambda name: None)
+    monkeypatch.setattr("hwnas.profiling.profiler.DEFAULT_OPTIONS", {"fake": {"overhead_ms": 1.0, "seed": 7}})
+    for record in measured(profiler(), files).values():
+        assert "cached" not in record.flags
+        assert record.setup.config["options"] == {"overhead_ms": 1.0, "seed": 0}
+    told = r"options \{'seed': 0\}, now \{'overhead_ms': 1.0, 'seed': 0\}\. .*a default of hwnas is another now"
+    with profiler() as device, pytest.raises(RunIncompatible, match=told):
+        device.join(notes, notes.append, lambda name: None)
+    plain = profiler(replace(BOX, options={"seed": 0, "overhead_ms": 0.0}))
+    assert plain.config.options == {"overhead_ms": 0.0, "seed": 0}
+    plain.close()
+
+
+def test_figures_of_openvinos_threads_that_are_tied_answer_for_no_others() -> None:
+    device = load_device("openvino")
+    free, tied = (
+        session_config(replace(device, options=options), "openvino") for options in ({}, {"ENABLE_CPU_PINNING": True})
+    )
+    earlier = replace(free, options={})  # what hwnas asked for when tied threads were the default
+    assert len({result_key("g", config, "f") for config in (free, tied, earlier)}) == 3
+    assert session_config(device, "ort-cpu").options == {}
 
 
 def test_a_hasty_record_does_not_answer_a_careful_question_but_the_reverse(files: list[Candidate]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,9 @@ from onnx import TensorProto, helper
 
 from hwnas.core.architecture import Architecture
 from hwnas.core.measurement import Status
+from hwnas.devices import load_device
 from hwnas.profiling.backend import Failure, SessionConfig
+from hwnas.profiling.profiler import session_config
 from hwnas.profiling.transport import LocalTransport
 from hwnas.profiling.worker.runtimes import ort, torch_runtime
 from hwnas.profiling.worker.runtimes.registry import backend
@@ -446,7 +449,8 @@ class TestOpenVino:
 
     @pytest.mark.parametrize(("options", "pinned"), [({}, False), ({"ENABLE_CPU_PINNING": True}, True)])
     def test_its_thread_may_move_to_a_free_core_unless_told_otherwise(self, network, options, pinned):
-        model = backend("openvino").load(network, SessionConfig("openvino", options=options))
+        device = replace(load_device("openvino"), options=options)
+        model = backend("openvino").load(network, session_config(device, "openvino"))
         assert model._compiled.get_property("ENABLE_CPU_PINNING") is pinned
 
     def test_int8_has_to_be_in_the_model(self, network):

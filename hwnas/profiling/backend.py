@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -19,9 +20,17 @@ from hwnas.core.measurement import Status
 CPU_RUNTIMES = ("ort-cpu", "openvino", "torch-cpu")  # work on the processor, in the machine's own memory
 GPU_RUNTIMES = ("ort-cuda", "ort-trt", "torch-cuda", "tensorrt")  # work on an NVIDIA GPU
 
-
 DEVICE_CLOCK = ("torch-cuda", "tensorrt")  # are timed by the device's own events
 ENGINES = ("tensorrt", "ort-trt")  # build an engine for each network, and no two builds are alike
+
+# below a device file's options, and like these part of a result's identity
+DEFAULT_OPTIONS: Mapping[str, Mapping[str, str | int | float | bool]] = MappingProxyType(
+    {
+        # OpenVINO's default ties its thread to one core, also while somebody else works there: on a busy machine of
+        # two cores the median of a run was eight times that of a thread that may move (docs/runtimes.md)
+        "openvino": MappingProxyType({"ENABLE_CPU_PINNING": False}),
+    }
+)
 
 
 class Failure(Exception):
@@ -51,7 +60,7 @@ class SessionConfig:
         spinning: Whether idle threads spin (ONNX Runtime).
         precision: "fp32", "fp16", "int8".
         cpus: CPUs that the worker may use; () leaves it to the scheduler.
-        options: Further options of the runtime, as it spells them.
+        options: Further options of the runtime, as it spells them; a host puts `DEFAULT_OPTIONS` below them.
         cache: Folder for engines and timing caches; None keeps nothing.
         cache_mib: How large that folder may be; what was not used for longest is removed.
         build: Number of the engine, where engines are built: another number is another build of the same network.

@@ -24,7 +24,7 @@ from hwnas.core.measurement import Status
 from hwnas.devices import lacks
 from hwnas.errors import DataError, DeviceUnavailable, RunIncompatible
 from hwnas.profiling import statistics
-from hwnas.profiling.backend import CPU_RUNTIMES, DeviceInfo, Failure, SessionConfig, clock_of
+from hwnas.profiling.backend import CPU_RUNTIMES, DEFAULT_OPTIONS, DeviceInfo, Failure, SessionConfig, clock_of
 from hwnas.profiling.bench import DEFAULT_SIGMA, Bench, Candidate
 from hwnas.profiling.cache import NOT_IDENTITY, ResultCache, result_key
 from hwnas.profiling.headway import OnProgress
@@ -129,7 +129,8 @@ class Profiler:
             if changed:
                 words = ", ".join(f"{name} {began['config'].get(name)!r}, now {identity[name]!r}" for name in changed)
                 raise RunIncompatible(
-                    f"device {self.device.name} was measured with {words}. Restore the device file, or start a new run"
+                    f"device {self.device.name} was measured with {words}. Restore the device file (where that is as it "
+                    "was, a default of hwnas is another now), or start a new run"
                 )
             self.sigma = None if began["sigma"] is None else float(began["sigma"])
         for told in notes:
@@ -424,12 +425,13 @@ def choose_runtime(device: Device) -> str:
 
 
 def session_config(device: Device, runtime: str) -> SessionConfig:
-    """How networks are run on a device; those with dynamic inputs also have shapes (`Candidate.configured`)."""
+    """How networks are run on a device, hwnas's own defaults included where they change figures; networks with dynamic
+    inputs also have shapes (`Candidate.configured`)."""
     return SessionConfig(
         runtime,
         threads=device.threads,
         precision=device.precisions[0] if device.precisions else "fp32",
-        options=dict(device.options),
+        options={**DEFAULT_OPTIONS.get(runtime, {}), **device.options},
         cache=str(resources.user_cache() / "engines"),
         memory_limit_mib=_memory_limit(device, runtime),
     )

@@ -85,10 +85,6 @@ class OpenVinoModel:
             "INFERENCE_NUM_THREADS": config.threads,
             "NUM_STREAMS": 1,
         }
-        if device == "CPU":
-            # OpenVINO's default ties its thread to one core, also while somebody else works there: on a busy machine of
-            # two cores the median of a run was eight times that of a thread that may move (docs/runtimes.md)
-            options["ENABLE_CPU_PINNING"] = False
         if config.cache is not None:
             options["CACHE_DIR"] = config.cache
         started = time.perf_counter()
