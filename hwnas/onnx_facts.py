@@ -37,6 +37,9 @@ _WEIGHTS = {
 }
 # the same values in another form
 _FORMS = frozenset({"Identity", "Cast", "Transpose"})
+# results that may be another's memory, or a part of it, in another form
+_VIEWS = _FORMS | frozenset({"CastLike", "Dropout", "Einsum", "Expand", "Flatten", "Gather", "If", "Reshape", "Slice"})
+_VIEWS |= frozenset({"Split", "Squeeze", "Unsqueeze", "Constant"})
 # inputs by whose values shapes, or how often something runs, change
 _SHAPING = {
     **dict.fromkeys(("Slice", "Resize", "NonMaxSuppression", "STFT"), (1, 2, 3, 4)),
@@ -65,7 +68,8 @@ class ModelFacts:
         params: Numbers in floating-point initializers, folded norms included.
         macs: Multiply-accumulates of convolutions and matrix products; None where a shape is not known.
         activation_bytes: Highest sum of live activations in the file's order; None where a shape is not known.
-        io_bytes: Of all inputs and outputs; None where a shape is not known.
+        io_bytes: Of the main graph's inputs and outputs together, which no runtime can do without; outputs that may be
+            views of something else are not counted. None where a shape is not known.
         nodes: Nodes of the main graph.
         operators: How many of each type.
         opset, ir_version: Of the file.
@@ -145,14 +149,15 @@ def model_facts(path: Path, shapes: Shapes | None = None) -> ModelFacts:
     model = read_model(path)
     inputs = input_shapes(model)
     set_shapes(model, shapes or {}, str(path))
+    inferred = _inferred(model)
     return ModelFacts(
         graph_hash=graph_hash(model),
         model_bytes=path.stat().st_size,
         weights_bytes=sum(_size(t) * _item_bytes(t) for t in model.graph.initializer),
         params=count_params(model),
-        macs=count_macs(model),
-        activation_bytes=peak_activation_bytes(model),
-        io_bytes=_io_bytes(model),
+        macs=_graph_macs(inferred),
+        activation_bytes=_peak_activation_bytes(inferred),
+        io_bytes=_io_bytes(inferred),
         nodes=len(model.graph.node),
         operators=dict(sorted(Counter(node.op_type for node in model.graph.node).items())),
         opset=max((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), default=0),
@@ -253,9 +258,17 @@ def count_params(model: onnx.ModelProto) -> int:
 
 def count_macs(model: onnx.ModelProto) -> int | None:
     """Multiply-accumulates of Conv, ConvTranspose, Gemm and MatMul; None where a shape is not known."""
+    return _graph_macs(_inferred(model))
+
+
+def _inferred(model: onnx.ModelProto) -> onnx.GraphProto:
+    """The main graph with as many shapes as can be told."""
     import onnx
 
-    inferred = onnx.shape_inference.infer_shapes(model).graph
+    return onnx.shape_inference.infer_shapes(model).graph
+
+
+def _graph_macs(inferred: onnx.GraphProto) -> int | None:
     shapes = {value.name: _dimensions(value) for value in (*inferred.value_info, *inferred.input, *inferred.output)}
     shapes |= {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
     total = 0
@@ -270,15 +283,12 @@ def count_macs(model: onnx.ModelProto) -> int | None:
     return total
 
 
-def peak_activation_bytes(model: onnx.ModelProto) -> int | None:
+def _peak_activation_bytes(graph: onnx.GraphProto) -> int | None:
     """Highest sum of the inputs and results that are alive at once when the main graph's nodes run in the file's order,
     each result in a place of its own; None where the shape of one is not known.
 
     A runtime may need less (fusion, work in place) or more (layouts, work space of operators).
     """
-    import onnx
-
-    graph = onnx.shape_inference.infer_shapes(model).graph
     constants = {tensor.name for tensor in graph.initializer}
     values = {v.name: v for v in (*graph.value_info, *graph.output, *graph.input) if v.name not in constants}
     sizes = {name: _value_bytes(value) for name, value in values.items()}
@@ -298,13 +308,12 @@ def peak_activation_bytes(model: onnx.ModelProto) -> int | None:
     return peak
 
 
-def _io_bytes(model: onnx.ModelProto) -> int | None:
-    import onnx
-
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    constants = {tensor.name for tensor in graph.initializer}
-    sizes = [_value_bytes(value) for value in (*graph.input, *graph.output) if value.name not in constants]
-    known = [size for size in sizes if size is not None]
+def _io_bytes(graph: onnx.GraphProto) -> int | None:
+    """Sum of inputs and of outputs with places of their own; None where the shape of one is not known."""
+    taken = {tensor.name for tensor in graph.initializer}
+    taken |= {name for node in graph.node if node.op_type in _VIEWS for name in node.output}
+    sizes = {value.name: _value_bytes(value) for value in (*graph.output, *graph.input) if value.name not in taken}
+    known = [size for size in sizes.values() if size is not None]
     return sum(known) if len(known) == len(sizes) else None
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
@@ -21,7 +24,7 @@ from hwnas.profiling import host
 from hwnas.profiling.bench import Bench, Candidate
 from hwnas.profiling.protocol import Protocol
 from hwnas.profiling.references import write_references
-from hwnas.profiling.room import MIB, Room, footprint, least_need
+from hwnas.profiling.room import MIB, Need, Room, footprint, least_need
 from hwnas.profiling.worker.runtimes.registry import backend
 from hwnas.report import timings
 from hwnas.testing.profiling import DirectTransport, SessionConfig, write_relu
@@ -34,6 +37,24 @@ def candidates(folder: Path, count: int, *, weights_mib: float, activation_mib: 
     """Networks that claim so much memory; the simulated device needs none."""
     facts = {"weights_bytes": int(weights_mib * MIB), "activation_bytes": int(activation_mib * MIB)}
     return [Candidate(f"net-{i}", write_relu(folder / f"net-{i}.onnx"), facts=facts) for i in range(count)]
+
+
+def write_attention(path: Path, *, heads: int, tokens: int) -> Path:
+    """Scaled scores of queries and keys, their softmax, and what it makes of the values."""
+    queries, keys, values, result = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, heads, *shape))
+        for name, shape in {"q": (tokens, 64), "k": (64, tokens), "v": (tokens, 64), "y": (tokens, 64)}.items()
+    )
+    nodes = [
+        helper.make_node("Mul", ["q", "scale"], ["scaled"]),
+        helper.make_node("MatMul", ["scaled", "k"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["shares"], axis=-1),
+        helper.make_node("MatMul", ["shares", "v"], ["y"]),
+    ]
+    scale = numpy_helper.from_array(np.array(0.125, dtype=np.float32), "scale")
+    graph = helper.make_graph(nodes, "attention", [queries, keys, values], [result], [scale])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
 
 
 def bench(
@@ -191,10 +212,49 @@ class TestWhatCannotFit:
         ]
         assert sum(sizes(made, asked)) == 4
 
+    def test_activations_that_runtimes_fuse_are_tried(self, tmp_path: Path) -> None:
+        """Attention keeps no scores where it is fused: far less than half of what lives at once, by the file."""
+        facts = model_facts(write_attention(tmp_path / "attention.onnx", heads=8, tokens=4096))
+        assert facts.activation_bytes is not None
+        assert facts.activation_bytes > 1000 * MIB
+        made = bench(tmp_path, total_mib=300, granted_mib=300)
+        asked = [Candidate("attention", write_relu(tmp_path / "relu.onnx"), facts=facts.to_json())]
+        assert sizes(made, asked) == [1]
+
+    @pytest.mark.skipif(
+        sys.platform != "linux" or platform.machine() != "x86_64",
+        reason="OpenVINO fuses it for x86, and only Linux tells in KiB what a process has had at most",
+    )
+    def test_openvino_fuses_attention(self, tmp_path: Path) -> None:
+        """Why activations refuse nothing: a real runtime runs it in less than half of their sum."""
+        pytest.importorskip("openvino")
+        path = write_attention(tmp_path / "attention.onnx", heads=8, tokens=2048)
+        script = (
+            "import resource, sys\n"
+            "from pathlib import Path\n"
+            "from hwnas.profiling.backend import SessionConfig\n"
+            "from hwnas.profiling.worker.runtimes.registry import backend\n"
+            "small, large = (backend('openvino').load(Path(p), SessionConfig('openvino')) for p in sys.argv[1:])\n"
+            "small.run()\n"
+            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "large.run()\n"
+            "print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))\n"
+        )
+        small = write_attention(tmp_path / "small.onnx", heads=1, tokens=16)
+        told = subprocess.run([sys.executable, "-c", script, small, path], check=True, capture_output=True, text=True)
+        assert int(told.stdout) < (model_facts(path).activation_bytes or 0) / 4
+
     def test_fewer_bits_need_less(self) -> None:
         facts = {"weights_bytes": 400 * MIB, "io_bytes": 100 * MIB, "activation_bytes": 10**12}
         needs = [least_need(facts, precision) for precision in ("fp32", "fp16", "int8")]
         assert [need.bytes // MIB for need in needs if need] == [500, 250, 125]
+
+    def test_facts_of_earlier_versions_tell_of_weights_alone(self) -> None:
+        assert least_need({"weights_bytes": 4 * MIB, "activation_bytes": 1000 * MIB}, "fp32") == Need(4 * MIB, 0)
+
+    def test_tiny_sizes_are_told_in_words(self) -> None:
+        told = "600 MiB (weights below 0.1 MiB, inputs and outputs 600 MiB)"
+        assert str(Need(4, 600 * MIB)) == told
 
     def test_a_worker_of_an_older_version_tells_no_total(self, tmp_path: Path) -> None:
         class Older(DirectTransport):
@@ -276,6 +336,17 @@ class TestEstimates:
 
     def test_live_activations_are_counted_from_the_file(self, tmp_path: Path) -> None:
         assert model_facts(self.network(tmp_path / "a.onnx")).activation_bytes == 3 * 2 * 4 * 64 * 4
+
+    def test_inputs_and_outputs_are_counted_from_the_file(self, tmp_path: Path) -> None:
+        path = self.network(tmp_path / "a.onnx")
+        assert model_facts(path).io_bytes == 2 * 2 * 4 * 64 * 4
+        model = onnx.load(path)
+        # neither an input that is a weight nor a view of an input has a place of its own
+        model.graph.input.append(helper.make_tensor_value_info("v", TensorProto.FLOAT, (4, 4, 1, 1)))
+        model.graph.node.append(helper.make_node("Flatten", ["x"], ["flat"]))
+        model.graph.output.append(helper.make_tensor_value_info("flat", TensorProto.FLOAT, (2, 256)))
+        onnx.save(model, path)
+        assert model_facts(path).io_bytes == 2 * 2 * 4 * 64 * 4
 
     def test_a_dynamic_shape_is_told_or_not_known(self, tmp_path: Path) -> None:
         path = self.network(tmp_path / "a.onnx", "n")

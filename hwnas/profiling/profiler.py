@@ -129,8 +129,8 @@ class Profiler:
             if changed:
                 words = ", ".join(f"{name} {began['config'].get(name)!r}, now {identity[name]!r}" for name in changed)
                 raise RunIncompatible(
-                    f"device {self.device.name} was measured with {words}. Restore the device file (where that is as it "
-                    "was, a default of hwnas is another now), or start a new run"
+                    f"device {self.device.name} was measured with {words}. Restore the device file (where that is as "
+                    "it was, a default of hwnas is another now), or start a new run"
                 )
             self.sigma = None if began["sigma"] is None else float(began["sigma"])
         for told in notes:

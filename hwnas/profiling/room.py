@@ -66,7 +66,7 @@ def least_need(facts: Mapping[str, Any], precision: str) -> Need | None:
     """What a network needs at least; None where its weights have not been counted.
 
     Args:
-        facts: As `hwnas.onnx_facts.ModelFacts` has them.
+        facts: As `hwnas.onnx_facts.ModelFacts` has them; those of earlier versions know of no inputs and outputs.
         precision: It is run in; a file in fp32 takes half of it in fp16, a quarter in int8.
     """
     weights, share = facts.get("weights_bytes"), _NARROWER.get(precision, 1)
