@@ -1,6 +1,6 @@
 """How far measured latencies can be trusted on this machine, what they cost, and how few of them a search needs.
 
-    python benchmarks/profiling.py --out results                        # some 15 minutes
+    python benchmarks/profiling.py --out results                        # some 25 minutes
     python benchmarks/profiling.py --out results --quick                # a few minutes
     python benchmarks/profiling.py --out results --report docs/benchmarks
 
@@ -8,6 +8,8 @@
   other says, what does a candidate cost? Beside them what a plain script does: one network after the other, 10 runs to
   warm up, the median of 50, with ONNX Runtime's default threads or with one.
 - busy: the same, while half as many processes again as there are CPUs (at least three) do nothing but use them.
+- final: a few cells with the preset `final` again and again, each time in fresh processes and minutes apart. Do the
+  intervals hold what later repeats say, of a cell and of the ratio of two?
 - export: CPU seconds of writing networks as ONNX, and how far their outputs are from torch's on calibrated weights.
 - modules: the same distance for torch modules that are of no space: random FBNet-like and MobileNet-like networks and
   modules as users write them (benchmarks/torch_modules.py).
@@ -68,6 +70,7 @@ DEVICES = ("cpu", "openvino")
 MEASURED = (10, 30, 100)
 UNSEEN = 100
 DRAWS = 10
+REPEATS, PAUSE_S = 6, 45.0  # of `final`: a machine changes its pace within minutes
 _DEVICE_FACTS = ("title", "runtime", "threads", "versions", "noise_floor", "calibrated")
 
 # what goes wrong with which of the networks of a sweep, and the status that says so
@@ -103,13 +106,13 @@ def write(architecture: Architecture, path: Path) -> Path:
     return path
 
 
-def sweep(device: str, architectures: Sequence[Architecture], seed: int) -> Json:
-    """All cells with the protocol of searches, in a fresh worker."""
+def sweep(device: str, architectures: Sequence[Architecture], seed: int, *, final: bool = False) -> Json:
+    """All cells with the protocol of searches, or with `final`, in fresh workers."""
     start = time.monotonic()
     profiler = Profiler(load_device(device), cached=False, seed=seed, wait_s=600.0)
     meter = SpaceMeter(SPACE, DATASET, profiler)
     try:
-        rows = [told["latency_ms"] for told in meter.measure(architectures)]
+        rows = [told["latency_ms"] for told in meter.measure(architectures, final=final)]
         summary = meter.summary()
     finally:
         meter.close()
@@ -117,7 +120,9 @@ def sweep(device: str, architectures: Sequence[Architecture], seed: int) -> Json
         "value": [row.value for row in rows],
         "low": [row.interval[0] if row.interval else None for row in rows],
         "high": [row.interval[1] if row.interval else None for row in rows],
+        "own_half": [row.own_half for row in rows],
         "status": [str(row.status) for row in rows],
+        "began": start,
         "seconds": time.monotonic() - start,
         "device": {key: summary[key] for key in _DEVICE_FACTS},
     }
@@ -166,6 +171,19 @@ def busy(quick: bool) -> Json:
         for other in others:
             other.kill()
             other.wait()
+
+
+def final(quick: bool) -> Json:
+    """The same cells several times; the devices take turns, so that both see the machine over the same minutes."""
+    chosen = cells(3 if quick else 8, seed=7)
+    repeats, pause = (3, 0.0) if quick else (REPEATS, PAUSE_S)
+    found: Json = {"cells": len(chosen), "repeats": repeats, "devices": {device: [] for device in available()}}
+    for number in range(repeats):
+        if number:
+            time.sleep(pause)
+        for device, told in found["devices"].items():
+            told.append(sweep(device, chosen, number, final=True))
+    return found
 
 
 def export(quick: bool) -> Json:
@@ -394,6 +412,7 @@ def available() -> list[str]:
 PARTS: Mapping[str, Callable[[bool], Json]] = {
     "repeat": repeat,
     "busy": busy,
+    "final": final,
     "faults": faults,
     "export": export,
     "modules": modules,
@@ -418,6 +437,47 @@ def agreement(first: Json, second: Json) -> Json:
         ok = [status == "ok" for x in (first, second) for status in x["status"]]
         told |= {"covered": float(np.mean(inside)), "half": float(np.median(widths)), "ok": float(np.mean(ok))}
     return told
+
+
+def held(values: Any, halves: Any) -> Json:
+    """How what was measured several times agrees with its intervals.
+
+    Args:
+        values: Logarithms, a row for each repeat, a column for each figure.
+        halves: Half widths of their 95 % intervals, on the same scale.
+
+    Returns:
+        Shares of all pairs of two repeats' figures where the interval of one holds the other's value (`one`), and where
+        the joint interval of both holds their difference (`joint`); the standard deviation between repeats (root of the
+        mean square over figures) and the median half width, relative.
+    """
+    first, second = np.nonzero(~np.eye(len(values), dtype=bool))  # either way round
+    off = np.abs(values[first] - values[second])
+    return {
+        "one": float(np.mean(off <= halves[first])),
+        "joint": float(np.mean(off <= np.hypot(halves[first], halves[second]))),
+        "spread": float(np.sqrt(np.mean(np.var(values, axis=0, ddof=1)))),
+        "half": float(np.median(halves)),
+    }
+
+
+def repeated(sweeps: Sequence[Json]) -> Json:
+    """`held` of several sweeps' figures (`figures`), and of the ratios of all two of their cells by the half widths that
+    are for comparing them (`ratios`); cells without a figure in one of the sweeps are left out (`left_out`)."""
+    value, low, high, own = (
+        np.array([sweep[key] for sweep in sweeps], dtype=float) for key in ("value", "low", "high", "own_half")
+    )
+    there = np.isfinite(value).all(axis=0) & np.isfinite(low).all(axis=0)
+    value, low, high, own = (told[:, there] for told in (value, low, high, own))
+    figures, halves = np.log(value), np.log(high / low) / 2
+    # a figure without one of its own is compared by its whole interval
+    own = np.where(np.isfinite(own), np.arcsinh(own / value), halves)
+    a, b = np.triu_indices(figures.shape[1], 1)
+    return {
+        "figures": held(figures, halves),
+        "ratios": held(figures[:, a] - figures[:, b], np.hypot(own[:, a], own[:, b])),
+        "left_out": int((~there).sum()),
+    }
 
 
 def report(folder: Path, before: str = "") -> str:
@@ -478,6 +538,37 @@ def _repeat_section(found: Json) -> list[str]:
         x = agreement(*pair)
         more = f"{x['covered']:.0%} | {x['half']:.1%} | {x['ok']:.0%}" if "covered" in x else "- | - | -"
         lines.append(f"| {name} | {x['tau']:.3f} | {x['off']:.1%} | {more} | {x['seconds']:.2f} |")
+    return lines
+
+
+def _final_section(found: Json) -> list[str]:
+    floors = ", ".join(f"`{d}` {_floor(s[0]['device'])}" for d, s in found["devices"].items())
+    lines = [
+        f"## Final figures: {found['cells']} cells measured {found['repeats']} times",
+        "",
+        "Preset `final`, each time in fresh processes. *Held by one*: pairs of two repeats of a figure where the 95 % "
+        "interval of one holds the other's value (independent figures with intervals of exactly the right width: 83 %); "
+        "*held by both*: where the joint interval of both holds their difference (then 95 %). Ratios are those of all "
+        "two cells of a repeat, by the part of their intervals that is their own (`own_half`). Spread is the standard "
+        "deviation between repeats. *Converged*: figures whose interval within the session became as narrow as the "
+        f"preset wants. *Apart*: minutes from one repeat to the next. Noise floor in the intervals: {floors} between "
+        "sessions.",
+        "",
+        "| how | what | held by one | held by both | spread | half width | converged | apart | s a repeat |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for device, sweeps in found["devices"].items():
+        told = repeated(sweeps)
+        converged = np.mean([status == "ok" for sweep in sweeps for status in sweep["status"]])
+        apart = np.median(np.diff([sweep["began"] for sweep in sweeps])) / 60
+        left_out = f", {told['left_out']} without a figure" if told["left_out"] else ""
+        for what in ("figures", "ratios"):
+            x = told[what]
+            lines.append(
+                f"| `{device}` ({sweeps[0]['device']['runtime']}{left_out}) | {what} | {x['one']:.0%} | "
+                f"{x['joint']:.0%} | {x['spread']:.2%} | {x['half']:.2%} | {converged:.0%} | {apart:.1f} | "
+                f"{np.mean([sweep['seconds'] for sweep in sweeps]):.0f} |"
+            )
     return lines
 
 
@@ -590,6 +681,7 @@ def _predict_section(found: Json) -> list[str]:
 SECTIONS: Mapping[str, tuple[str, Callable[[Json], list[str]]]] = {
     "repeat": ("Two sweeps", _repeat_section),
     "busy": ("Beside", _repeat_section),
+    "final": ("Final figures", _final_section),
     "faults": ("Faults", _faults_section),
     "export": ("Export", _export_section),
     "modules": ("Modules", _modules_section),

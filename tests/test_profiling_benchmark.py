@@ -49,6 +49,58 @@ def test_a_report_leaves_sections_alone_whose_results_are_gone(tmp_path: Path) -
     assert benchmark.report(tmp_path, told) == told
 
 
+def repeats(values: Any, half: float, own_half: float) -> list[dict[str, Any]]:
+    """Sweeps with these latencies (a row each), and intervals and half widths for comparing them of so much, relative."""
+    return [
+        {
+            "value": list(row),
+            "low": list(row * np.exp(-half)),
+            "high": list(row * np.exp(half)),
+            "own_half": list(row * np.sinh(own_half)),
+            "status": ["ok"] * len(row),
+            "began": 90.0 * number,
+            "seconds": 30.0,
+            "device": {"runtime": "ort-cpu", "noise_floor": 0.025, "calibrated": True},
+        }
+        for number, row in enumerate(values)
+    ]
+
+
+def test_intervals_of_the_right_width_hold_what_they_should_of_later_repeats() -> None:
+    """A pace that all cells of a repeat share and a part of each cell's own: known widths, known shares."""
+    rng = np.random.default_rng(0)
+    pace, own = 0.03 * rng.standard_normal((60, 1)), 0.01 * rng.standard_normal((60, 40))
+    values = np.exp(np.linspace(0, 2, 40) + pace + own)
+    told = benchmark.repeated(repeats(values, 1.96 * np.hypot(0.03, 0.01), 1.96 * 0.01))
+    assert told["figures"]["one"] == pytest.approx(0.834, abs=0.05)
+    assert told["figures"]["joint"] == pytest.approx(0.95, abs=0.03)
+    assert told["figures"]["spread"] == pytest.approx(np.hypot(0.03, 0.01), rel=0.15)
+    assert told["ratios"]["one"] == pytest.approx(0.834, abs=0.01)
+    assert told["ratios"]["joint"] == pytest.approx(0.95, abs=0.01)
+    assert told["ratios"]["spread"] == pytest.approx(np.sqrt(2) * 0.01, rel=0.05)
+    assert told["ratios"]["half"] == pytest.approx(1.96 * np.sqrt(2) * 0.01)
+    narrow = benchmark.repeated(repeats(values, 1.96 * 0.01, 1.96 * 0.005))
+    assert narrow["figures"]["joint"] < 0.6
+    assert narrow["ratios"]["joint"] < 0.75
+
+
+def test_final_figures_are_reported_with_those_that_failed(tmp_path: Path) -> None:
+    sweeps = repeats(np.array([[1.0, 2.0, 4.0], [1.04, 2.08, 4.16], [1.0, 2.0, 4.0]]), 0.03, 0.01)
+    sweeps[1] |= {"value": [1.04, 2.08, float("nan")], "status": ["ok", "noisy", "crashed"]}
+    for key in ("low", "high", "own_half"):
+        sweeps[1][key][2] = None
+    written(tmp_path, "final", {"cells": 3, "repeats": 3, "devices": {"cpu": sweeps}})
+    page = benchmark.report(tmp_path)
+    assert "## Final figures: 3 cells measured 3 times" in page
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    # of three repeats the second is 4 % off: one pair of three agrees, by joint intervals all do; ratios do not change
+    first = "| `cpu` (ort-cpu, 1 without a figure) | figures | 33% | 100% | 2.26% | 3.00% | 78% | 1.5 | 30 |"
+    second = "| `cpu` (ort-cpu, 1 without a figure) | ratios | 100% | 100% | 0.00% | 1.41% | 78% | 1.5 | 30 |"
+    assert rows == [first, second]
+    assert "*2026-01-02, a machine" in page
+    assert benchmark.report(Path(tmp_path / "empty"), page) == page  # kept where the results are gone
+
+
 def test_who_failed_and_whether_the_others_are_the_same(tmp_path: Path) -> None:
     expected = {"x": "crashed", "y": "timeout"}
     values = {"a": 1.0, "b": 2.0, "c": 4.0, "d": 8.0}
