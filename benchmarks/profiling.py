@@ -462,8 +462,8 @@ def held(values: Any, halves: Any) -> Json:
 
 
 def repeated(sweeps: Sequence[Json]) -> Json:
-    """`held` of several sweeps' figures (`figures`), and of the ratios of all two of their cells by the half widths that
-    are for comparing them (`ratios`); cells without a figure in one of the sweeps are left out (`left_out`)."""
+    """`held` of several sweeps' figures (`figures`), and of the ratios of all two of their cells by the half widths
+    that are for comparing them (`ratios`); cells without a figure in one of the sweeps are left out (`left_out`)."""
     value, low, high, own = (
         np.array([sweep[key] for sweep in sweeps], dtype=float) for key in ("value", "low", "high", "own_half")
     )
@@ -547,12 +547,12 @@ def _final_section(found: Json) -> list[str]:
         f"## Final figures: {found['cells']} cells measured {found['repeats']} times",
         "",
         "Preset `final`, each time in fresh processes. *Held by one*: pairs of two repeats of a figure where the 95 % "
-        "interval of one holds the other's value (independent figures with intervals of exactly the right width: 83 %); "
-        "*held by both*: where the joint interval of both holds their difference (then 95 %). Ratios are those of all "
-        "two cells of a repeat, by the part of their intervals that is their own (`own_half`). Spread is the standard "
-        "deviation between repeats. *Converged*: figures whose interval within the session became as narrow as the "
-        f"preset wants. *Apart*: minutes from one repeat to the next. Noise floor in the intervals: {floors} between "
-        "sessions.",
+        "interval of one holds the other's value (independent figures with intervals of exactly the right width: "
+        "83 %); *held by both*: where the joint interval of both holds their difference (then 95 %). Ratios are those "
+        "of all two cells of a repeat, by the part of their intervals that is their own (`own_half`). Spread is the "
+        "standard deviation between repeats. *Converged*: figures whose interval within the session became as narrow "
+        "as the preset wants. *Apart*: minutes from one repeat to the next. Noise floor in the intervals: "
+        f"{floors} between sessions.",
         "",
         "| how | what | held by one | held by both | spread | half width | converged | apart | s a repeat |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -50,7 +50,7 @@ def test_a_report_leaves_sections_alone_whose_results_are_gone(tmp_path: Path) -
 
 
 def repeats(values: Any, half: float, own_half: float) -> list[dict[str, Any]]:
-    """Sweeps with these latencies (a row each), and intervals and half widths for comparing them of so much, relative."""
+    """Sweeps with these latencies, a row each, and with such half widths, relative, of intervals and for comparing."""
     return [
         {
             "value": list(row),
