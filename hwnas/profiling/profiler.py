@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from hwnas.profiling.bench import DEFAULT_SIGMA, Bench, Candidate
 from hwnas.profiling.cache import NOT_IDENTITY, ResultCache, result_key
 from hwnas.profiling.headway import OnProgress
 from hwnas.profiling.history import History
-from hwnas.profiling.host import fingerprint
+from hwnas.profiling.host import fingerprint, total_bytes
 from hwnas.profiling.machine import MachineLock
 from hwnas.profiling.protocol import Protocol
 from hwnas.profiling.record import Latency, Record
@@ -501,13 +500,14 @@ def write_calibration(
 
 def _memory_limit(device: Device, runtime: str) -> float | None:
     """Address space for a worker, MiB: a network that cannot fit shall fail, and not drive the machine out of memory.
-    It is what the device file grants, else, here, all of the machine's, and in both cases that of libraries beside it.
+    It is what the device file grants, else, here, all that the machine or this process's container has, and in both
+    cases that of libraries beside it.
     GPU drivers reserve far more than they use, so their workers have no limit."""
     if runtime not in CPU_RUNTIMES or (device.host == "local" and sys.platform != "linux"):
         return None
     granted = device.memory_mib
-    if granted is None and device.host == "local":
-        granted = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
+    if granted is None and device.host == "local" and (total := total_bytes()) is not None:
+        granted = total / 2**20
     return None if granted is None else granted + LIBRARIES_MIB
 
 

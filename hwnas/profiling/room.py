@@ -7,8 +7,8 @@ they load, OpenVINO keeps two; of 192 MiB of live activations ONNX Runtime takes
 
 Whether a network fits at all is not decided by that estimate, which is on the safe side of the machine, but by what no
 runtime can do without: its weights, once, and its inputs and outputs. What takes more than there is, or than the device
-file grants, is not even loaded. Activations are no part of that: runtimes fuse operators and work in place (attention
-over 4096 tokens took OpenVINO a fifth of the sum of its live activations), so whether they fit is tried.
+file grants, is not even loaded. Activations are no part of that: runtimes fuse operators and work in place (of the live
+activations of attention over 2048 tokens OpenVINO took a twentieth), so whether they fit is tried.
 """
 
 from __future__ import annotations
