@@ -90,15 +90,6 @@ def device_names() -> list[str]:
     return sorted({**_own(), **_users()})
 
 
-def list_devices() -> list[Device]:
-    """All devices, hwnas's own and the user's, by name.
-
-    Raises:
-        InvalidSetting: If a device file is not valid; the message names it.
-    """
-    return [load_device(name) for name in device_names()]
-
-
 def load_device(name_or_path: str | os.PathLike[str]) -> Device:
     """A device by its name, or from the TOML file at a path (a name that ends in .toml or holds a separator).
 
@@ -263,6 +254,13 @@ def _check(path: Path, content: Mapping[str, Any]) -> None:
         raise InvalidSetting(
             f'{path}: \'host\' wants "local", "table", "profile" or "ssh:ADDRESS"; got {content["host"]!r}'
         )
+    if content["host"] == "local" or content["host"].startswith("ssh:"):
+        for runtime in content["runtimes"]:
+            if runtime not in _NEEDS and not runtime.startswith("ort:"):
+                near = difflib.get_close_matches(runtime, _NEEDS, n=1, cutoff=0.5)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                known = ", ".join((*_NEEDS, "ort:PROVIDER"))
+                raise InvalidSetting(f"{path}: 'runtimes' holds {runtime!r}; known: {known}.{hint}")
     if "fake" in content["runtimes"] and len(content["runtimes"]) > 1:
         raise InvalidSetting(
             f"{path}: the runtime 'fake' simulates a device, so it stands alone: it never takes the place of "

@@ -176,7 +176,7 @@ def _devices(name: str | None) -> Iterator[Finding]:
             yield Finding("devices", known, NOTE, str(error), "correct the file or delete it")
     asked = [device for device in readable if device.measurable and (device.host == "local" or name is not None)]
     for runtime in dict.fromkeys(runtime for device in asked if device.host == "local" for runtime in device.runtimes):
-        lack = lacks(runtime)
+        lack = lacks(runtime) or _lacks_provider(runtime)
         told, _, line = lack.partition(": pip install ")
         yield Finding(
             "runtimes", runtime, MISSING if lack else OK, told or "found", f"pip install {line}" if line else ""
@@ -192,6 +192,17 @@ def _devices(name: str | None) -> Iterator[Finding]:
             yield Finding("devices", device.name, NOTE, f"is at {device.host}", f"hwnas doctor --device {device.name}")
         elif device.host == "profile":
             yield _profile(device)
+
+
+def _lacks_provider(runtime: str) -> str:
+    """What ONNX Runtime, which is there, lacks for a provider by its name; "" if nothing."""
+    if not runtime.startswith("ort:"):
+        return ""
+    import onnxruntime
+
+    provider = runtime.removeprefix("ort:")
+    there = onnxruntime.get_available_providers()
+    return "" if provider in there else f"the installed onnxruntime has no {provider}, only {', '.join(there)}"
 
 
 def _device(name: str, found: Probed) -> Finding:

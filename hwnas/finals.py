@@ -29,6 +29,7 @@ from hwnas.core import pareto, picking
 from hwnas.core.architecture import Architecture
 from hwnas.core.ledger import Ledger
 from hwnas.core.measurement import Measurement, Source, halves
+from hwnas.core.metrics import METRICS
 from hwnas.core.protocols import Store
 from hwnas.core.recommending import runner_up, weights_of, with_common
 from hwnas.core.state import Evaluation, SearchState
@@ -93,10 +94,10 @@ class Finals:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the result should know about its measurements."""
+        """What a reader of the result should know about its measurements, beside what is `broken`."""
         return [
             *map(_note, self.devices.values()),
-            *(str(told["message"]) for told in self.checked.values()),
+            *(str(told["message"]) for told in self.checked.values() if told["kept"]),
             *(note for device in self.devices if (note := self._files_note(device))),
             *(str(told["message"]) for told in self.predicted.values()),
         ]
@@ -108,7 +109,9 @@ class Finals:
             return ""
         agree = sum(bool(told["agrees"]) for told in files.values())
         text = f"All {len(files)} exported models were timed from their files on {device}: {agree} agree with the front"
-        others = [name for name, told in files.items() if not told["agrees"]]
+        if any(told["agrees"] is None for told in files.values()):
+            text += f", {sum(told['agrees'] is None for told in files.values())} have no figure there to compare with"
+        others = [name for name, told in files.items() if told["agrees"] is False]
         if others:
             text += f", {', '.join(others)} not"
         late = [name for name, told in files.items() if not told["kept"]]
@@ -365,8 +368,9 @@ def check_exported(assembly: Assembly, files: Mapping[Path, Evaluation]) -> dict
         files: What the run says of each, which another figure than the file's may contradict.
 
     Returns:
-        By file name and device: latency with its interval, whether it agrees with the front's (`agrees`: the intervals
-        meet) and is certainly within the budgets (`kept`), and all that in words.
+        By file name and device: latency with its interval, and other metrics that the search is about (`beside`);
+        whether they agree with the front's (`agrees`: the intervals meet; None where the run has none to compare with)
+        and are certainly within the budgets of the device (`kept`), and all that in words.
     """
     checked: dict[str, dict[str, dict[str, Any]]] = {path.name: {} for path in files}
     for evaluator in assembly.measured:
@@ -374,25 +378,23 @@ def check_exported(assembly: Assembly, files: Mapping[Path, Evaluation]) -> dict
         context = evaluator.meter.context(LATENCY, final=True)
         how = {"date": date, "fidelity": None if context is None else context.fidelity}
         for (path, found), told in zip(files.items(), evaluator.meter.measure_files(list(files)), strict=True):
-            row = found.find(LATENCY, evaluator.device)
-            facts = _checked(assembly, evaluator.device, row, path, told)
+            facts = _checked(assembly, evaluator.device, found, path, told)
             checked[path.name][evaluator.device] = {"file": path.name, **how, **facts}
     return checked
 
 
-def _checked(
-    assembly: Assembly, device: str, row: Measurement | None, path: Path, told: FileTiming | str
-) -> dict[str, Any]:
-    """What timing a file says of its model; `row` is what the run says of it. A budget is kept at the machine's pace
-    now and at that of the final measurements; whether a file is as fast as its network was is a question of one pace.
-    """
+def _checked(assembly: Assembly, device: str, known: Evaluation, path: Path, told: FileTiming | str) -> dict[str, Any]:
+    """What timing a file says of its model; `known` is what the run says of it. A latency budget is kept at the
+    machine's pace now and at that of the final measurements; whether a file is as fast as its network was is a question
+    of one pace."""
     start = f"{path.name} timed from its file on {device}: "
     if isinstance(told, str):
         return {"kept": False, "agrees": False, "message": f"{start}{told}."}
+    row = known.find(LATENCY, device)
     value, low, high = told.now
     worst = max(high, told.high)
     bounds = [c for c in assembly.constraints if (c.metric, c.device) == (LATENCY, device)]
-    message = f"{start}{quantity(LATENCY, value)} ({quantity(LATENCY, low)} to {quantity(LATENCY, high)})"
+    message = f"{start}latency {quantity(LATENCY, value)} ({quantity(LATENCY, low)} to {quantity(LATENCY, high)})"
     above: dict[str, None] = {}
     for bound in bounds:
         how = "within" if bound.violation(worst) == 0 else "NOT certainly within"
@@ -405,12 +407,13 @@ def _checked(
             f"; the machine is {_slower(math.expm1(told.slower))} now than when the front was measured: at that pace "
             f"it would be {quantity(LATENCY, told.value)} (up to {quantity(LATENCY, told.high)})"
         )
-    agrees = row is None or row.interval is None or (row.interval[0] <= told.high and told.low <= row.interval[1])
-    if row is not None and not agrees:
-        message += (
-            f"; the front says {quantity(LATENCY, row.value)}, and the intervals do not meet: this machine does "
-            "not repeat its figures that well now"
-        )
+    kept, agrees = [bound.violation(worst) == 0 for bound in bounds], list[bool]()
+    message, beside = f"{message}{_differs(row, told.low, told.high, agrees)}", dict[str, dict[str, float]]()
+    for metric in _beside(assembly, device):
+        text, figures = _held(assembly, device, metric, known, told, kept, agrees)
+        message += f"; {text}"
+        if figures is not None:
+            beside[metric] = dict(zip(("value", "low", "high"), figures, strict=True))
     if told.runs is not None and told.runs.doubts:
         message += f"; flags: {told.runs.flagged}"
     return {
@@ -419,10 +422,58 @@ def _checked(
         "high": high,
         "slower": math.expm1(told.slower),
         "runs": None if told.runs is None else {**told.runs.to_json(), "above_budget": list(above)},
-        "kept": all(bound.violation(worst) == 0 for bound in bounds),
-        "agrees": agrees,
+        "beside": beside,
+        "kept": all(kept),
+        "agrees": all(agrees) if agrees else None,
         "message": f"{message}.",
     }
+
+
+def _beside(assembly: Assembly, device: str) -> list[str]:
+    """Metrics other than latency that a search is about on a device."""
+    asked = [(o.metric, o.device) for o in assembly.objectives]
+    asked += [(c.metric, c.device) for c in assembly.constraints]
+    return list(dict.fromkeys(metric for metric, where in asked if where == device and metric != LATENCY))
+
+
+def _held(
+    assembly: Assembly,
+    device: str,
+    metric: str,
+    known: Evaluation,
+    told: FileTiming,
+    kept: list[bool],
+    agrees: list[bool],
+) -> tuple[str, tuple[float, float, float] | None]:
+    """Another metric of a file in words, with its budgets and what the run says of it; and its figures. Whether budgets
+    are kept and the run agrees is added to the lists."""
+    title, found = METRICS[metric].title, told.beside.get(metric, "the device does not tell it")
+    bounds = [c for c in assembly.constraints if (c.metric, c.device) == (metric, device)]
+    if isinstance(found, str):
+        kept += [False for _ in bounds]
+        return f"no {title} of the file ({found})" + (", so its budget may NOT be kept" if bounds else ""), None
+    value, low, high = found
+    text = f"{title} {quantity(metric, value)}"
+    if high > low:
+        text += f" ({quantity(metric, low)} to {quantity(metric, high)})"
+    for bound in bounds:
+        kept.append(bound.violation(high) == 0)
+        how = "within" if kept[-1] else "NOT certainly within" if high > low else "NOT within"
+        text += f", {how} the budget of {quantity(metric, bound.bound)}"
+    return text + _differs(known.find(metric, device), low, high, agrees), found
+
+
+def _differs(row: Measurement | None, low: float, high: float, agrees: list[bool]) -> str:
+    """Words where what a run says of a network does not meet its file's interval; whether it does is added to a
+    list."""
+    if row is None or not row.status.has_value:
+        return ""
+    ends = row.interval or (row.value, row.value)
+    agrees.append(ends[0] <= high and low <= ends[1])
+    if agrees[-1]:
+        return ""
+    again = "the intervals do not meet: this machine does not repeat its figures that well now"
+    return f"; the front says {quantity(row.metric, row.value)}, and {again if high > low else 'that differs'}"
 
 
 def predicted_front(assembly: Assembly, state: SearchState, models: Path | None = None) -> dict[str, dict[str, Any]]:
@@ -564,7 +615,8 @@ def _note(told: Mapping[str, Any]) -> str:
     again = told.get("retests")
     if again:
         tau = "" if again["tau"] is None else f", Kendall tau {again['tau']:.2f}"
-        text += f"; {again['pairs']} repeated measurements differ by {again['relative']:.1%} (median{tau})"
+        several = "s differ" if again["pairs"] != 1 else " differs"
+        text += f"; {again['pairs']} repeated measurement{several} by {again['relative']:.1%} (median{tau})"
     if abs(told.get("drift", 0.0)) >= _TOLD:
         text += (
             f"; the machine was {_slower(told['drift'])} when the front was measured than at the search's beginning, "
@@ -575,8 +627,7 @@ def _note(told: Mapping[str, Any]) -> str:
         text += f"; in between it was up to {slowest:.0%} slower than then, which the reference networks corrected"
     if told.get("clock") == "device":
         text += "; latencies are by the device's own events, without what the host takes to launch the work"
-    if told.get("squeezed"):
-        text += f"; {told['squeezed']}"
+    text += "".join(f"; {told[word]}" for word in ("crowded", "squeezed") if told.get(word))
     hasty = len(told.get("not_final", ()))
     if hasty:
         text += f"; {hasty} of {told['front']} networks of the front were not measured with the protocol final"

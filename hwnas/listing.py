@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from hwnas import registry
 from hwnas.core.metrics import METRICS
 from hwnas.core.protocols import SearchSpace
-from hwnas.devices import availability, list_devices
-from hwnas.errors import DataError
+from hwnas.devices import availability, device_names, load_device
+from hwnas.errors import DataError, HwnasError
 from hwnas.evaluators.saved import SavedEvaluator
 from hwnas.evaluators.surrogate import SurrogateEvaluator
 from hwnas.evaluators.table import TableEvaluator
@@ -49,7 +49,12 @@ def devices(tables_path: Path | None = None) -> list[dict[str, Any]]:
     table = None if found is None else TableEvaluator(found, space, dataset)
     surrogate = SurrogateEvaluator(space, dataset)
     rows = []
-    known = list_devices()
+    known, unreadable = [], []
+    for name in device_names():
+        try:
+            known.append(load_device(name))
+        except HwnasError as error:  # one file that is wrong hides no other device
+            unreadable.append(_unreadable(name, str(error)))
     # those on this machine are really asked; a host that is switched off must not hold up a list
     probed = probe_devices([device for device in known if device.host == "local" and availability(device)[0]])
     metered = {runtime for runtime in {seen.runtime for seen in probed.values()} if not why_no_meter(runtime)}
@@ -90,7 +95,14 @@ def devices(tables_path: Path | None = None) -> list[dict[str, Any]]:
                 **({} if seen is None else seen.to_json()),
             }
         )
-    return rows
+    return sorted([*rows, *unreadable], key=lambda row: str(row["name"]))
+
+
+def _unreadable(name: str, reason: str) -> dict[str, Any]:
+    """The row of a device whose file cannot be read."""
+    nothing: dict[str, Any] = dict.fromkeys(("title", "kind", "measured_how", "origin"), "")
+    nothing |= {"runtimes": [], "precisions": [], "batch": None, "metrics": [], "sources": {}}
+    return {"name": name, **nothing, "available": False, "reason": reason}
 
 
 def _saved(name: str, space: SearchSpace, reason: str) -> tuple[bool, str]:

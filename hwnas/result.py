@@ -138,6 +138,7 @@ class SearchResult:
             command=self.command,
             extra=self.reported,
             notes=self.finals.notes,
+            missed=self.finals.broken,
             measured=self.finals.devices,
             certificates=self.finals.certificates,
             weights=self.weights,

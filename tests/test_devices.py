@@ -10,7 +10,7 @@ import pytest
 
 from hwnas import devices, resources
 from hwnas.core.metrics import METRICS
-from hwnas.devices import availability, device_names, list_devices, load_device, no_source, read_device
+from hwnas.devices import availability, device_names, load_device, no_source, read_device
 from hwnas.errors import InvalidSetting, TablesNotFound, UnknownName
 from hwnas.tables.schema import DEVICES
 
@@ -39,7 +39,7 @@ def write(folder: Path, text: str, name: str = "mybox") -> Path:
 
 
 def test_ten_devices_come_with_hwnas(mine: Path) -> None:
-    found = {device.name: device for device in list_devices()}
+    found = {device.name: device for device in map(load_device, device_names())}
     assert {name for name, device in found.items() if device.host == "table"} == set(DEVICES)
     assert {name for name, device in found.items() if device.host == "local"} == {"cpu", "gpu", "tensorrt", "openvino"}
     for device in found.values():
@@ -96,6 +96,10 @@ def test_names_of_published_devices_are_reserved(mine: Path) -> None:
         (GOOD.replace('title = "My box"', ""), "the key 'title' .* is missing"),
         (GOOD.replace('["ort-cpu"]', '"ort-cpu"'), "'runtimes' wants a list of texts, got 'ort-cpu'"),
         (GOOD.replace('["ort-cpu"]', "[]"), "'runtimes' wants at least one"),
+        (
+            GOOD.replace("ort-cpu", "ort-cqu"),
+            "'runtimes' holds 'ort-cqu'; known: .*ort:PROVIDER.*Did you mean 'ort-cpu'",
+        ),
         (GOOD.replace('"fp32"', '"fp31"'), "'precisions' holds 'fp31'; known: fp32"),
         (GOOD.replace('"latency_ms"', '"latency"'), "'metrics' holds 'latency'; known: .*latency_ms"),
         (GOOD.replace('"cpu"', '"toaster"'), "no kind 'toaster'. Known: asic"),
@@ -206,8 +210,8 @@ def test_what_was_never_published_is_not_advised_to_be_looked_up() -> None:
 
 def test_availability_imports_nothing_heavy() -> None:
     code = (
-        "import sys\nfrom hwnas.devices import availability, list_devices\n"
-        "for device in list_devices(): availability(device)\n"
+        "import sys\nfrom hwnas.devices import availability, device_names, load_device\n"
+        "for name in device_names(): availability(load_device(name))\n"
         "heavy = {'torch', 'onnxruntime', 'tensorrt', 'openvino', 'pyarrow'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from commands import cli
 
-from hwnas import doctor, listing, optional
+from hwnas import doctor, listing, optional, resources
 from hwnas.devices import lacks, load_device
 from hwnas.locking import lock_file
 from hwnas.profiling import host, probing
@@ -144,6 +144,27 @@ def test_calibrated_or_not_and_damaged(capsys: pytest.CaptureFixture[str]) -> No
     cpu = next(row for row in json.loads(capsys.readouterr().out) if row["name"] == "cpu")
     assert not cpu["available"]
     assert "hwnas calibrate" in cpu["reason"]
+
+
+def test_a_device_file_that_is_wrong_hides_no_other_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HWNAS_DEVICES", str(tmp_path))
+    (tmp_path / "bad.toml").write_text('name = "bad"\nthreads = "two"\n')
+    rows = {row["name"]: row for row in listing.devices()}
+    assert rows["cpu"]["available"]
+    assert not rows["bad"]["available"]
+    assert "bad.toml" in rows["bad"]["reason"]
+    assert rows["bad"].keys() <= rows["cpu"].keys()
+    listing.devices_table(list(rows.values()))
+
+
+def test_a_provider_that_onnx_runtime_lacks_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HWNAS_DEVICES", str(tmp_path))
+    text = (resources.folder("devices") / "cpu.toml").read_text()
+    (tmp_path / "npu.toml").write_text(
+        text.replace('name = "cpu"', 'name = "npu"').replace("ort-cpu", "ort:NoProvider")
+    )
+    (found,) = [f for f in doctor.examine() if (f.area, f.name) == ("runtimes", "ort:NoProvider")]
+    assert (found.state, "no NoProvider" in found.told) == (doctor.MISSING, True)
 
 
 def test_devices_say_why_they_are_not_available(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -278,7 +278,9 @@ def test_a_file_that_contradicts_the_front_is_said(timed: FileTiming, contradict
     context = Context(Source.MEASURED, device="box")
     row = Measurement(architecture, "latency_ms", 1.0, context, interval=(0.97, 1.03))
     meter = SimpleNamespace(measure_files=lambda paths: [timed for _ in paths], context=lambda metric, final: context)
-    assembly: Any = SimpleNamespace(measured=(SimpleNamespace(device="box", meter=meter),), constraints=())
+    assembly: Any = SimpleNamespace(
+        measured=(SimpleNamespace(device="box", meter=meter),), objectives=(), constraints=()
+    )
     found = check_exported(assembly, {Path("net.onnx"): Evaluation(architecture, (row,))})
     told = found["net.onnx"]["box"]
     assert told["latency_ms"] == timed.value
@@ -293,7 +295,9 @@ def test_a_budget_is_kept_at_the_pace_of_now_and_at_that_of_the_front(slower: fl
     levelled = FileTiming(1.0, 0.95, 1.2 if slower == -0.2 else 1.08, slower)
     meter = SimpleNamespace(measure_files=lambda paths: [levelled], context=lambda metric, final: context)
     budget = Constraint("latency_ms", 1.1, "box")
-    assembly: Any = SimpleNamespace(measured=(SimpleNamespace(device="box", meter=meter),), constraints=(budget,))
+    assembly: Any = SimpleNamespace(
+        measured=(SimpleNamespace(device="box", meter=meter),), objectives=(), constraints=(budget,)
+    )
     told = check_exported(assembly, {Path("net.onnx"): Evaluation(architecture, (row,))})["net.onnx"]["box"]
     assert told["latency_ms"] == pytest.approx(math.exp(slower))  # what the clock shows
     assert told["agrees"]  # the file is as fast as its network; it is the machine that is not
@@ -308,7 +312,9 @@ def test_of_a_file_it_is_said_where_its_runs_were_above_the_budget() -> None:
     timed = FileTiming(1.0, 0.95, 1.05, 0.0, Runs(2.41, 3.1, ("busy",)))
     meter = SimpleNamespace(measure_files=lambda paths: [timed], context=lambda metric, final: context)
     budget = Constraint("latency_ms", 2.0, "box")
-    assembly: Any = SimpleNamespace(measured=(SimpleNamespace(device="box", meter=meter),), constraints=(budget,))
+    assembly: Any = SimpleNamespace(
+        measured=(SimpleNamespace(device="box", meter=meter),), objectives=(), constraints=(budget,)
+    )
     told = check_exported(assembly, {Path("net.onnx"): Evaluation(architecture, ())})["net.onnx"]["box"]
     assert told["kept"]
     assert told["runs"] == {"median": 2.41, "p95": 3.1, "flags": ["busy"], "above_budget": ["median", "p95"]}
@@ -318,13 +324,40 @@ def test_of_a_file_it_is_said_where_its_runs_were_above_the_budget() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("beside", "kept", "said"),
+    [
+        ((0.5, 0.45, 0.55), True, "CPU time 0.500 ms (0.450 ms to 0.550 ms), within the budget of 0.600 ms"),
+        ((0.58, 0.5, 0.65), False, "CPU time 0.580 ms (0.500 ms to 0.650 ms), NOT certainly within the budget"),
+        ("the clock is broken", False, "no CPU time of the file (the clock is broken), so its budget may NOT be kept"),
+    ],
+)
+def test_a_budget_of_cpu_time_is_held_against_that_of_the_file(beside: Any, kept: bool, said: str) -> None:
+    architecture, context = Architecture("toy", (0, 0, 0, 0)), Context(Source.MEASURED, device="box")
+    row = Measurement(architecture, "cpu_time_ms", 0.5, context, interval=(0.47, 0.53))
+    timed = FileTiming(9.0, 8.0, 10.0, beside={"cpu_time_ms": beside})
+    meter = SimpleNamespace(measure_files=lambda paths: [timed], context=lambda metric, final: context)
+    budget = Constraint("cpu_time_ms", 0.6, "box")
+    box = SimpleNamespace(device="box", meter=meter)
+    assembly: Any = SimpleNamespace(measured=(box,), objectives=(), constraints=(budget,))
+    told = check_exported(assembly, {Path("net.onnx"): Evaluation(architecture, (row,))})["net.onnx"]["box"]
+    assert (told["kept"], said in told["message"]) == (kept, True)
+    assert told["agrees"] is (None if isinstance(beside, str) else True)  # latency is not among what the run knows
+    assert told["beside"] == (
+        {} if isinstance(beside, str) else {"cpu_time_ms": {"value": beside[0], "low": beside[1], "high": beside[2]}}
+    )
+    assert bool(Finals(checked={"box": told}).broken) is not kept
+
+
 def test_of_a_front_that_misses_its_budget_the_files_are_named() -> None:
     context = Context(Source.MEASURED, device="box")
     budget = Constraint("latency_ms", 1.1, "box")
     timed: list[Any] = [FileTiming(1.0, 0.9, 1.05, runs=Runs(1.02, 1.08)), FileTiming(1.0, 0.9, 1.2), "oom: too large"]
     timed += [FileTiming(1.0, 0.9, 1.05, runs=Runs(median, 1.3)) for median in (1.0, 1.2)]
     meter = SimpleNamespace(measure_files=lambda paths: timed, context=lambda metric, final: context)
-    assembly: Any = SimpleNamespace(measured=(SimpleNamespace(device="box", meter=meter),), constraints=(budget,))
+    assembly: Any = SimpleNamespace(
+        measured=(SimpleNamespace(device="box", meter=meter),), objectives=(), constraints=(budget,)
+    )
     files = {}
     for i in range(5):
         architecture = Architecture("toy", (i % 4, i // 4, 0, 0))

@@ -36,6 +36,7 @@ from hwnas.evaluators.meter import SpaceMeter
 from hwnas.finals import Finals
 from hwnas.locking import Held, SharedLock, lock_file
 from hwnas.onnx_facts import model_facts
+from hwnas.profiling import host
 from hwnas.profiling.bench import DEFAULT_SIGMA, Candidate
 from hwnas.profiling.cache import ResultCache, result_key
 from hwnas.profiling.profiler import Profiler, calibration_file, choose_runtime, session_config, write_calibration
@@ -399,6 +400,18 @@ def test_wrong_options_are_an_error_before_anything_is_measured(files: list[Cand
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to an address space")
+def test_the_cache_does_not_answer_for_a_device_with_less_memory(files: list[Candidate]) -> None:
+    cpu = replace(BOX, runtimes=("ort-cpu",), options={}, memory_mib=2000.0)
+    first = measured(Profiler(cpu), files[:1])  # real workers
+    assert "cached" in measured(Profiler(cpu), files[:1])["a"].flags
+    assert "cached" not in measured(Profiler(replace(cpu, memory_mib=1000.0)), files[:1])["a"].flags
+    assert "cached" in measured(Profiler(cpu), files[:1])["a"].flags  # it runs with less, so with more as well
+    large = replace(files[0], facts={**files[0].facts, "weights_bytes": 300 * 2**20})
+    assert measured(Profiler(replace(cpu, memory_mib=200.0)), [large])["a"].status is Status.OUT_OF_MEMORY
+    assert first["a"].status is Status.OK
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to an address space")
 def test_a_device_files_memory_is_the_workers_limit() -> None:
     box = replace(BOX, runtimes=("ort-cpu",), options={})
     limits = [session_config(replace(box, memory_mib=m), "ort-cpu").memory_limit_mib for m in (100.0, 356.0, None)]
@@ -483,6 +496,13 @@ def test_a_device_that_fails_to_open_leaves_no_lock(cache: Path) -> None:
         profiler()
     with profiler(cached=False):
         pass
+
+
+def test_more_threads_than_cores_are_said() -> None:
+    cores = host.facts()["usable cores"]
+    for more in (0, 1):
+        with Profiler(replace(BOX, runtimes=("ort-cpu",), options={}, threads=int(cores) + more)) as device:
+            assert bool(device.describe()["crowded"]) == bool(more)
 
 
 def test_calibration_finds_the_spread_keeps_it_and_widens_intervals(files: list[Candidate]) -> None:

@@ -509,6 +509,7 @@ def test_calibration_is_kept_and_found_again(capsys: pytest.CaptureFixture[str])
     assert cli(*words, "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert 0 <= told["noise_floor"] < 1
+    assert 0 < told["seen"] <= told["noise_floor"]  # what was found, and what intervals contain
     assert told["calibrated"] is True
     assert told["before"] is None
     with Profiler(CPU) as profiler:

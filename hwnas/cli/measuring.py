@@ -123,14 +123,17 @@ def calibrate(
         sigma = survey.calibrate(meter, how, networks=networks, sessions=sessions, seed=seed)
         told = meter.profiler.describe() | {"before": before if known else None}
         path = calibration_file(meter.profiler.fingerprint, meter.profiler.config)
+        seen = json.loads(path.read_text(encoding="utf-8"))["seen"]
     if as_json:
-        print(json.dumps({**told, "sessions": sessions, "networks": networks, "file": str(path)}, indent=2))
+        found = {"sessions": sessions, "networks": networks, "seen": seen, "file": str(path)}
+        print(json.dumps({**told, **found}, indent=2))
     elif not quiet:
         then = f"{before:.2%} before" if known else f"{before:.1%} was assumed"
+        least = f"\nseen: {seen:.2%}; as minutes differ more than seconds, less than {sigma:.1%} is never promised"
         stdout().print(
             f"{asked.name}: {told['title']}, {told['runtime']}, {told['threads']} thread(s)\n"
             f"noise floor {sigma:.2%} between sessions ({sessions} sessions, {networks} networks; {then}): "
-            f"intervals are at least ± {1.96 * sigma:.1%}\nkept in {path}",
+            f"intervals are at least ± {1.96 * sigma:.1%}{least if seen < sigma else ''}\nkept in {path}",
             markup=False,
             highlight=False,
             soft_wrap=True,

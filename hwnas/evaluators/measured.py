@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +36,7 @@ class FileTiming:
         value, low, high: Latency with its 95 % interval, ms, at the pace that the final measurements were made at.
         slower: Log factor by which the machine is slower now than it was then: the clock shows `value * exp(slower)`.
         runs: The single runs behind it, as the clock shows them.
+        beside: Other metrics of the file that its device tells, as value, low and high; or why there is none.
     """
 
     value: float
@@ -43,6 +44,7 @@ class FileTiming:
     high: float
     slower: float = 0.0
     runs: Runs | None = None
+    beside: Mapping[str, tuple[float, float, float] | str] = field(default_factory=dict)
 
     @property
     def now(self) -> tuple[float, float, float]:

@@ -27,9 +27,10 @@ from hwnas.profiling.headway import OnProgress
 from hwnas.profiling.profiler import Profiler
 from hwnas.profiling.protocol import Protocol, protocol
 from hwnas.profiling.record import Record, tells_cpu_time
-from hwnas.profiling.runs import Runs
+from hwnas.profiling.runs import LATENCY, Runs
 
 Note = Callable[[Mapping[str, Any]], None]
+Figure = tuple[float, tuple[float, float], float | None]
 
 FINAL = "final"  # protocol of what is reported
 _ENTRIES = {  # of a ledger, by whether final and whether kept
@@ -174,7 +175,9 @@ class SpaceMeter:
                 found.append(told)
             else:
                 runs = Runs.of(record, slower=latency.level)
-                found.append(FileTiming(latency.value, latency.low, latency.high, latency.level, runs))
+                others = {metric: figure(record, metric) for metric in self.metrics if metric != LATENCY}
+                beside = {m: told if isinstance(told, str) else (told[0], *told[1]) for m, told in others.items()}
+                found.append(FileTiming(latency.value, latency.low, latency.high, latency.level, runs, beside))
         return found
 
     def drift(self) -> float:
@@ -291,30 +294,37 @@ def measurement(record: Record, architecture: Architecture, metric: str, context
     """One metric of a record as a row; a failure, or a metric that the record lacks, is a row with a status."""
     if record.latency is None:
         return _failure(architecture, metric, context, record.status, record.message)
-    low: float | None
-    value: float | None
-    high: float | None
-    own: float | None = None
-    if metric == "latency_ms":
-        value, low, high, own = (getattr(record.latency, x) for x in ("value", "low", "high", "own_half"))
-    elif metric == "cpu_time_ms":
-        value, low, high, own = (getattr(record.latency, f"cpu_{x}") for x in ("time", "low", "high", "own_half"))
-    elif metric == "peak_memory_mib":
-        value = record.peak_memory_mib
-        if value is None:
-            told = {} if record.memory is None else record.memory.source
-            reason = told.get("reason", f"{record.setup.runtime} does not tell its memory plan")
-            return _failure(architecture, metric, context, Status.NOT_MEASURED, reason)
+    found = figure(record, metric)
+    if isinstance(found, str):
+        return _failure(architecture, metric, context, Status.NOT_MEASURED, found)
+    value, interval, own = found
+    if metric == "peak_memory_mib":  # a plan, whatever the timing was like
         return Measurement(architecture, metric, value, context)
-    else:
-        if record.energy is None or record.energy.energy_mj is None:
-            reason = "not asked for" if record.energy is None else record.energy.reason
-            return _failure(architecture, metric, context, Status.NOT_MEASURED, reason)
-        value, (low, high) = record.energy.energy_mj, record.energy.ci or (record.energy.energy_mj,) * 2
-    if value is None or low is None or high is None:
-        return _failure(architecture, metric, context, Status.NOT_MEASURED, f"{record.setup.runtime} tells no {metric}")
     own_half = None if own is None else value * math.sinh(own)  # as half of the interval is
-    return Measurement(architecture, metric, value, context, record.status, (low, high), record.message, own_half)
+    return Measurement(architecture, metric, value, context, record.status, interval, record.message, own_half)
+
+
+def figure(record: Record, metric: str) -> Figure | str:
+    """One metric of a record that has a latency: its value, its interval, and, relative, half of what of that is its
+    own where it is known; or why there is none."""
+    latency = record.latency
+    assert latency is not None
+    if metric == "peak_memory_mib":
+        source = {} if record.memory is None else record.memory.source
+        peak = record.peak_memory_mib
+        if peak is None:
+            return str(source.get("reason", f"{record.setup.runtime} does not tell its memory plan"))
+        return peak, (peak, peak), None
+    if metric == "energy_mj":
+        energy = record.energy
+        if energy is None or energy.energy_mj is None:
+            return "not asked for" if energy is None else energy.reason
+        return energy.energy_mj, energy.ci or (energy.energy_mj, energy.energy_mj), None
+    if metric == "latency_ms":
+        return latency.value, (latency.low, latency.high), latency.own_half
+    if latency.cpu_time is None or latency.cpu_low is None or latency.cpu_high is None:
+        return f"{record.setup.runtime} tells no {metric}"
+    return latency.cpu_time, (latency.cpu_low, latency.cpu_high), latency.cpu_own_half
 
 
 def _failure(architecture: Architecture, metric: str, context: Context, status: Status, message: str) -> Measurement:

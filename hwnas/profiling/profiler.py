@@ -33,7 +33,7 @@ from hwnas.profiling.machine import MachineLock
 from hwnas.profiling.protocol import Protocol
 from hwnas.profiling.record import Latency, Record
 from hwnas.profiling.references import write_references
-from hwnas.profiling.room import LIBRARIES_MIB
+from hwnas.profiling.room import LIBRARIES_MIB, MIB, Room, least_need
 from hwnas.profiling.transport import LocalTransport, SshTransport
 from hwnas.profiling.wire import Transport, WorkerDied, WorkerTimeout
 
@@ -247,8 +247,16 @@ class Profiler:
             "noise_floor": floor,
             "calibrated": calibrated,
             "widened": max([floor, *(history.sigma for history in self._histories.values())]),
+            "crowded": self._crowded(),
             "squeezed": next((bench.squeezed for bench in self._benches.values() if bench.squeezed), ""),
         }
+
+    def _crowded(self) -> str:
+        """That there are more threads than cores, in words; "" where there are not, or nobody knows."""
+        cores, threads = self.info.facts.get("usable cores", ""), self.config.threads
+        if self.runtime not in CPU_RUNTIMES or not cores.isdigit() or threads <= int(cores):
+            return ""
+        return f"{threads} threads share {cores} cores and wait for each other: --threads {cores} or fewer"
 
     def calibrate(self, candidates: Sequence[Candidate], protocol: Protocol, sessions: int = 5) -> float:
         """Measure the same networks in fresh processes, and keep how much their figures differ between them.
@@ -276,8 +284,9 @@ class Profiler:
             figures = [_must(record) for record in records]
             values.append([math.log(figure.value) for figure in figures])
             halves.append([figure.half_within for figure in figures])
-        sigma = statistics.session_sigma(np.array(values), np.array(halves))
-        write_calibration(self.fingerprint, self.config, sigma, sessions, len(candidates), protocol)
+        found = np.array(values), np.array(halves)
+        sigma, seen = statistics.session_sigma(*found), statistics.seen_sigma(*found)
+        write_calibration(self.fingerprint, self.config, sigma, sessions, len(candidates), protocol, seen=seen)
         self.sigma = sigma
         return sigma
 
@@ -360,10 +369,20 @@ class Profiler:
                 continue  # an earlier version has timed loops only
             if (self._memory and record.memory is None) or (self._energy and record.energy is None):
                 continue
+            if record.latency is not None and self._may_be_too_large(candidate, record):
+                continue  # it was measured with more memory than there is now
             if record.latency is not None and not linked.keys() & record.conditions.get("references", {}).keys():
                 continue  # no reference links it to today
             found[candidate.id] = replace(record, subject=replace(record.subject, id=candidate.id))
         return found
+
+    def _may_be_too_large(self, candidate: Candidate, record: Record) -> bool:
+        """Whether a network that ran may not run with the memory that it would have now."""
+        granted = None if self.device.memory_mib is None else int(self.device.memory_mib * MIB)
+        if Room(granted=granted).lacks(least_need(candidate.facts, self.config.precision)):
+            return True
+        now, then = self.config.memory_limit_mib, record.setup.config.get("memory_limit_mib")
+        return now is not None and (then is None or then > now)
 
     def _on_todays_level(self, record: Record, protocol: Protocol) -> Record:
         """A kept record with its figure as the references are today, and as sure as can be said today."""
@@ -483,11 +502,19 @@ def read_calibration(device: str, config: SessionConfig) -> float | None:
 
 
 def write_calibration(
-    device: str, config: SessionConfig, sigma: float, sessions: int, networks: int, protocol: Protocol
+    device: str,
+    config: SessionConfig,
+    sigma: float,
+    sessions: int,
+    networks: int,
+    protocol: Protocol,
+    *,
+    seen: float | None = None,
 ) -> Path:
-    """Keep a calibration, with what it came from."""
+    """Keep a calibration, with what it came from: `sigma` is what intervals contain, `seen` what was found."""
     told: dict[str, Any] = {
         "sigma": sigma,
+        "seen": seen,
         "sessions": sessions,
         "networks": networks,
         "protocol": protocol.name,

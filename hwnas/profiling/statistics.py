@@ -348,13 +348,18 @@ def retest_sigma(first: Floats, second: Floats) -> float:
 
 
 def session_sigma(sessions: Floats, halves: Floats) -> float:
+    """What intervals shall contain by `seen_sigma`: at least `LEAST_SIGMA`, as sessions of a calibration follow each
+    other within seconds, and a machine that repeats itself for a minute does not do so for a day."""
+    return max(LEAST_SIGMA, seen_sigma(sessions, halves))
+
+
+def seen_sigma(sessions: Floats, halves: Floats) -> float:
     """Between-session standard deviation, relative, from the same networks in several fresh sessions.
 
     The variance between sessions less what the intervals within a session explain, pooled over networks:
     sigma^2 = mean_a [ var_s(value) - mean_s (half / 1.96)^2 ], but at least its own standard error where there is no
     difference between sessions, w^2 sqrt(2 / ((s - 1) n)) with w^2 the mean variance within: less than that cannot be
-    told from nothing. And at least `LEAST_SIGMA`: sessions of a calibration follow each other within seconds, and a
-    machine that repeats itself for a minute does not do so for a day.
+    told from nothing.
 
     Args:
         sessions: `s x n`, log latencies; s >= 2.
@@ -363,4 +368,4 @@ def session_sigma(sessions: Floats, halves: Floats) -> float:
     between = sessions.var(axis=0, ddof=1)
     within = np.mean((halves / 1.96) ** 2, axis=0)
     resolved = np.mean(within) * np.sqrt(2 / ((len(sessions) - 1) * sessions.shape[1]))
-    return max(LEAST_SIGMA, float(np.sqrt(max(resolved, np.mean(between - within)))))
+    return float(np.sqrt(max(resolved, np.mean(between - within))))

@@ -134,12 +134,12 @@ def sentences(view: RunView) -> list[str]:
     """The summary, sentence by sentence; all numbers with units. Of a view with several fronts: what is to be said of
     all devices; what each has is in its own view's."""
     if view.devices:
-        return _portfolio(view)
+        return [*_missed(view), *_portfolio(view)]
     state = view.state
     budgets = " and ".join(str(c) for c in state.constraints)
     if view.n == 0:
         return ["Nothing was evaluated yet.", *_whole_run(view)]
-    told = [] if view.device is not None else _stopped(view)
+    told = [] if view.device is not None else [*_missed(view), *_stopped(view)]
     if view.recommended is None:
         flagged = [] if view.nearest is None else _flagged(view, view.nearest)
         last = [*flagged, *_failures(view), *_left(view), *_whole_run(view)]
@@ -164,6 +164,11 @@ def sentences(view: RunView) -> list[str]:
         told.append(f"Knee of the front: {_values(view, view.knee)} (query {view.knee + 1}).")
     told.append(f"{int(view.feasible.sum())} of {view.n} evaluated are feasible, {len(view.front)} on the front.")
     return [*told, *_split(view), *_predicted(view), *_failures(view), *_left(view), *_whole_run(view)]
+
+
+def _missed(view: RunView) -> list[str]:
+    """Budgets that exported models may not keep."""
+    return [f"A budget may NOT be kept: {message}" for message in view.missed]
 
 
 def listed(words: Iterable[str]) -> str:

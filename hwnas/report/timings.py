@@ -182,7 +182,7 @@ def _engines(timings: Timings, timing: Timing) -> str:
 def device_note(name: str, told: Mapping[str, Any]) -> str:
     """A device in one line, with its noise floor and whether that was measured."""
     versions = ", ".join(f"{package} {version.partition('-')[0]}" for package, version in told["versions"].items())
-    squeezed = f"; {told['squeezed']}" if told.get("squeezed") else ""
+    squeezed = "".join(f"; {told[word]}" for word in ("crowded", "squeezed") if told.get(word))
     threads = f"{told['threads']} thread{'s' * (told['threads'] > 1)}"
     clock = "; timed by the device's own events" if told.get("clock") == "device" else ""
     how = f"{told['runtime']}, {versions}, {threads}, {told['precision']}{clock}"

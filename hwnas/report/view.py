@@ -87,6 +87,7 @@ class RunView:
         reference_note: Where the reference point comes from, in words.
         run: The run's directory as the user would type it; "RUN" where unknown.
         notes: Sentences on how the numbers were measured.
+        missed: Budgets that exported models may not keep, in sentences: said before anything else.
         measured: For each device that was measured on here: what it is and how well its figures repeat.
         weights: Importance of each objective, where the user gave some.
         rule: By which the search may end before its queries are spent; None for never.
@@ -108,6 +109,7 @@ class RunView:
     reference_note: str
     run: str = "RUN"
     notes: tuple[str, ...] = ()
+    missed: tuple[str, ...] = ()
     measured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     weights: tuple[float, ...] | None = None
     rule: StopRule | None = None
@@ -130,6 +132,7 @@ class RunView:
         reference: Sequence[float] | Floats | None = None,
         extra: Sequence[Measurement] = (),
         notes: Sequence[str] = (),
+        missed: Sequence[str] = (),
         measured: Mapping[str, Mapping[str, Any]] | None = None,
         certificates: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
         weights: Sequence[float] | None = None,
@@ -150,6 +153,7 @@ class RunView:
                 not given, which is only comparable inside one run, and says so.
             extra: Facts that the search did not see, e.g. the front's test error: shown, never searched on.
             notes: Sentences on how the numbers were measured.
+            missed: Budgets that exported models may not keep, as `hwnas.finals.Finals.broken`.
             measured: For each device that was measured on: what `hwnas.finals.Finals.devices` says.
             certificates: Records of measurements, as `hwnas.finals.Finals.certificates`.
             weights: `m` importances of the objectives, where the user gave some.
@@ -172,6 +176,7 @@ class RunView:
             reference_note=_OWN_REFERENCE if own else "given",
             run=run,
             notes=tuple(notes),
+            missed=tuple(missed),
             measured={name: _repeatability(told) for name, told in (measured or {}).items()},
             weights=None if weights is None else tuple(weights),
             rule=rule,
