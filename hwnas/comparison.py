@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -81,8 +82,10 @@ class Pair:
             one, two = two, one
         else:
             ratio, low, high = 1 / ratio, 1 / high, 1 / low
-        sure = f"({low:.2f} to {high:.2f}), {_sure(self.result.chance)}{unlike}"
-        return f"{one} is {ratio:.2f} times as fast as {two} {sure}"
+        # an interval that does not hold 1 shall not look as if it did; far from 1 nobody reads the decimals
+        places = next(n for n, below in ((3, 1.2), (2, 10.0), (1, 100.0), (0, math.inf)) if ratio < below)
+        sure = f"({low:.{places}f} to {high:.{places}f}), {_sure(self.result.chance)}{unlike}"
+        return f"{one} is {ratio:.{places}f} times as fast as {two} {sure}"
 
     @property
     def clocks(self) -> tuple[str, ...]:

@@ -318,6 +318,16 @@ def test_the_sentence_names_the_faster_one_whichever_comes_first() -> None:
         assert "certainty above 99 %" in pair.sentence(found.name)
 
 
+@pytest.mark.parametrize(
+    ("slower", "said"), [(1.045, "1.045 times"), (1.5, "1.50 times"), (17.6, "17.6 times"), (176.0, "176 times")]
+)
+def test_a_ratio_has_the_decimals_that_tell_it_from_one(slower: float, said: str) -> None:
+    (pair,) = compared(timing("a", 1.0, 0.001), timing("b", slower, 0.001)).pairs
+    sentence = pair.sentence(lambda timing: timing.model)
+    assert f"a is {said} as fast as b" in sentence
+    assert "(1.00 to" not in sentence
+
+
 def test_a_tie_is_called_a_tie_although_one_figure_is_smaller() -> None:
     (pair,) = compared(timing("a", 1.0, 0.05), timing("b", 1.02, 0.05)).pairs
     assert pair.result.tie
