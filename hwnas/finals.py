@@ -28,7 +28,7 @@ from hwnas.assembly import Assembly
 from hwnas.core import pareto, picking
 from hwnas.core.architecture import Architecture
 from hwnas.core.ledger import Ledger
-from hwnas.core.measurement import Measurement, Source, halves
+from hwnas.core.measurement import Measurement, Source
 from hwnas.core.metrics import METRICS
 from hwnas.core.protocols import Store
 from hwnas.core.recommending import runner_up, weights_of, with_common
@@ -89,7 +89,7 @@ class Finals:
 
     @property
     def broken(self) -> list[str]:
-        """Budgets that the exported model misses, in words."""
+        """Budgets that the exported model may miss, in words."""
         return [str(told["message"]) for told in self.checked.values() if not told["kept"]]
 
     @property
@@ -108,9 +108,12 @@ class Finals:
         if len(files) < 2:
             return ""
         agree = sum(bool(told["agrees"]) for told in files.values())
-        text = f"All {len(files)} exported models were timed from their files on {device}: {agree} agree with the front"
-        if any(told["agrees"] is None for told in files.values()):
-            text += f", {sum(told['agrees'] is None for told in files.values())} have no figure there to compare with"
+        timed = [told for told in files.values() if "latency_ms" in told]
+        which = f"All {len(files)}" if len(timed) == len(files) else f"{len(timed)} of {len(files)}"
+        text = f"{which} exported models were timed from their files on {device}: {agree} agree with the front"
+        unknown = sum(told["agrees"] is None for told in timed)
+        if unknown:
+            text += f", {unknown} have no figure there to compare with"
         others = [name for name, told in files.items() if told["agrees"] is False]
         if others:
             text += f", {', '.join(others)} not"
@@ -280,7 +283,11 @@ def hopeful(state: SearchState, doubt: Callable[[Measurement], float] = lambda r
     possible = np.array([_possible(state, i, doubt) for i in range(len(state.archive))], dtype=bool)
     possible &= ~np.isnan(state.losses).any(axis=1) if len(state.archive) else possible
     rows = np.flatnonzero(possible)
-    kept = rows[pareto.non_dominated(state.losses[rows], _half_widths(state, doubt)[rows])] if len(rows) else rows
+    if len(rows):
+        widths, shared = _half_widths(state, doubt)[rows], state.shared.of(rows)
+        kept = rows[pareto.non_dominated(state.losses[rows], widths, shared)]
+    else:
+        kept = rows
     chosen = sorted({*map(int, kept), *map(int, state.front_indices)})
     return [state.architectures[i] for i in chosen]
 
@@ -389,7 +396,9 @@ def _checked(assembly: Assembly, device: str, known: Evaluation, path: Path, tol
     of one pace."""
     start = f"{path.name} timed from its file on {device}: "
     if isinstance(told, str):
-        return {"kept": False, "agrees": False, "message": f"{start}{told}."}
+        bounded = any(c.device == device for c in assembly.constraints)
+        unknown = ", so that it is not known whether its budget is kept" if bounded else ""
+        return {"kept": not bounded, "agrees": None, "message": f"{start}no figure ({told}){unknown}."}
     row = known.find(LATENCY, device)
     value, low, high = told.now
     worst = max(high, told.high)
@@ -556,13 +565,12 @@ def _half_widths(state: SearchState, doubt: Callable[[Measurement], float]) -> N
     """`n x m`, half of each interval that was measured or predicted here; 0 for others. Predictions make no ties on a
     front, but here they decide what is worth a measurement."""
     own = (Source.MEASURED, Source.PREDICTED)
-    found = [[e.find(o.metric, o.device) for e in state.archive] for o in state.objectives]
-    columns = [[row if row and row.context.source in own else None for row in rows] for rows in found]
+    found = [[e.find(o.metric, o.device) for o in state.objectives] for e in state.archive]
     widths = [
-        [half + (0.0 if row is None else doubt(row) * row.value) for half, row in zip(halves(rows), rows, strict=True)]
-        for rows in columns
+        [row.resolution + doubt(row) * row.value if row and row.context.source in own else 0.0 for row in rows]
+        for rows in found
     ]
-    return np.array(widths, dtype=np.float64).reshape(len(state.objectives), len(state.archive)).T
+    return np.array(widths, dtype=np.float64).reshape(len(state.archive), len(state.objectives))
 
 
 def _possible(state: SearchState, index: int, doubt: Callable[[Measurement], float]) -> bool:

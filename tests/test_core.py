@@ -19,7 +19,7 @@ from hwnas.core import metrics, pareto, target
 from hwnas.core.architecture import Architecture
 from hwnas.core.graph import ArchGraph
 from hwnas.core.ledger import Ledger
-from hwnas.core.measurement import Context, Measurement, Source, Status, halves, joint_half
+from hwnas.core.measurement import Context, Measurement, Source, Status, joint_half
 from hwnas.core.objective import Constraint, Objective
 from hwnas.core.state import SearchState
 from hwnas.core.wording import provenance, provenances
@@ -332,13 +332,39 @@ def test_what_a_difference_is_held_against() -> None:
     plain, foreign = row_with(3, quick, 1.0), row_with(4, other, 2.5, 1.5)
     assert joint_half(careful, beside) == pytest.approx(math.hypot(3, 3))
     assert joint_half(careful, plain) == pytest.approx(math.hypot(5, 1))  # what is shared by one kind only
-    rows = [careful, beside, plain, foreign]
-    found = halves([*rows, None])
-    assert found[-1] == 0
-    assert halves([careful, beside, None]) == pytest.approx([3, 3, 0])
-    for (a, one), (b, two) in itertools.combinations(zip(found, rows, strict=False), 2):
-        assert math.hypot(a, b) >= joint_half(one, two) - 1e-9
-    assert math.hypot(*halves([careful, plain])) == pytest.approx(joint_half(careful, plain))
+    assert joint_half(plain, foreign) == pytest.approx(math.hypot(1, 2.5))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_ties_of_figures_of_several_contexts_are_those_of_their_pairs(seed: int) -> None:
+    """Also beside a large figure, whose interval is as wide as small ones are."""
+    rng = np.random.default_rng(seed)
+    contexts = [Context(Source.MEASURED, device="edgegpu", fidelity=word) for word in "qf"]
+    rows = []
+    for i, value in enumerate([8.0, *rng.uniform(0.2, 0.5, 5)]):
+        half = value * rng.uniform(0.03, 0.2)
+        context, own = contexts[i % 2], half * rng.uniform(0.3, 1) if i % 2 else None
+        rows.append(
+            Measurement(arch(i), "latency_ms", value, context, interval=(value - half, value + half), own_half=own)
+        )
+    errors = rng.uniform(5, 6, len(rows))
+    told = state().tell(
+        [row for r, e in zip(rows, errors, strict=True) for row in (measured(r.architecture.code[0], e, 1.0)[0], r)]
+    )
+
+    def beats(i: int, j: int) -> bool:
+        apart, joint = rows[i].value - rows[j].value, joint_half(rows[i], rows[j])
+        return (errors[i] < errors[j] and apart <= joint) or (errors[i] <= errors[j] and apart < -joint)
+
+    front = set(told.front_indices.tolist())
+    plain = {
+        j
+        for j in range(len(rows))
+        if not any(errors[i] <= errors[j] and rows[i].value < rows[j].value for i in range(len(rows)) if i != j)
+    }
+    for j in range(len(rows)):
+        if j not in plain:  # a dominated one is on the front where none of the ordinary front beats it
+            assert (j in front) == (not any(beats(i, j) for i in plain))
 
 
 def test_what_all_figures_share_makes_no_tie() -> None:

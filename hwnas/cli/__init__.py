@@ -37,8 +37,8 @@ Budget = str | None
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: runs a command and exits with its code.
 
-    Exit codes: 0 done; 1 done, but the answer is no (search: nothing feasible, or the exported model misses its budget;
-    profile: a network has no figure; doctor: hwnas is broken); 2 to 7 see hwnas.errors; 130 stopped by Ctrl-C.
+    Exit codes: 0 done; 1 done, but the answer is no (search: nothing feasible, or the exported model may miss its
+    budget; profile: a network has no figure; doctor: hwnas is broken); 2 to 7 see hwnas.errors; 130 stopped by Ctrl-C.
     """
     try:
         app(args=None if argv is None else list(argv))
@@ -213,7 +213,7 @@ def search(
     if not result.view.answered or result.finals.broken:
         if quiet and not as_json:
             where = "" if result.folder is None else f"; see {result.folder}"
-            why = "the exported model misses its budget" if result.view.answered else "nothing meets the budgets"
+            why = "the exported model may miss its budget" if result.view.answered else "nothing meets the budgets"
             console.print(f"{why}{where}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(NOTHING_FEASIBLE)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any
@@ -211,17 +211,3 @@ def joint_half(one: Measurement, other: Measurement) -> float:
     of both halves; of two of one context without what these share."""
     shared = 0.0 if one.context == other.context else math.hypot(one.shared, other.shared)
     return math.hypot(one.resolution, other.resolution, shared)
-
-
-def halves(rows: Sequence[Measurement | None]) -> list[float]:
-    """A half for each of several values of a metric, so that the root of the sum of squares of two is their
-    `joint_half`, or more where several contexts meet: its resolution, and what values of other contexts share among
-    themselves. 0 for None."""
-    shared: dict[Context, float] = {}
-    for row in rows:
-        if row is not None:
-            shared[row.context] = max(shared.get(row.context, 0.0), row.shared)
-    others = {
-        context: max((share for other, share in shared.items() if other != context), default=0.0) for context in shared
-    }
-    return [0.0 if row is None else math.hypot(row.resolution, others[row.context]) for row in rows]

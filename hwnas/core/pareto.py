@@ -36,7 +36,24 @@ class ParetoFront:
         return len(self.architectures)
 
 
-def non_dominated(losses: Floats, half_widths: Floats | None = None) -> NDArray[np.bool_]:
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What values of one kind have in common, so that it counts only between values of different kinds.
+
+    Attributes:
+        halves: `n x m`, that part of half of each value's interval.
+        kinds: `n x m`, numbers of the kinds.
+    """
+
+    halves: Floats
+    kinds: NDArray[np.int64]
+
+    def of(self, rows: NDArray[np.int64]) -> Shared:
+        """Of some rows."""
+        return Shared(self.halves[rows], self.kinds[rows])
+
+
+def non_dominated(losses: Floats, half_widths: Floats | None = None, shared: Shared | None = None) -> NDArray[np.bool_]:
     """Which rows no other row dominates.
 
     With `half_widths`, differences inside the joint interval sqrt(h_a^2 + h_b^2) are ties: a dominates b
@@ -47,6 +64,7 @@ def non_dominated(losses: Floats, half_widths: Floats | None = None) -> NDArray[
     Args:
         losses: `n x m`. Rows with nan are never on the front. Duplicates are all kept.
         half_widths: `n x m`, half of each value's interval; None or 0 for exact values.
+        shared: What of the intervals is not in `half_widths`; joint intervals of two kinds contain it.
 
     Returns:
         `n` booleans.
@@ -64,6 +82,10 @@ def non_dominated(losses: Floats, half_widths: Floats | None = None) -> NDArray[
     front = np.flatnonzero(result)
     difference = losses[front, None, :] - losses[None, rows, :]  # front x rows x m
     joint = np.hypot(half_widths[front, None, :], half_widths[None, rows, :])
+    if shared is not None:
+        apart = shared.kinds[front, None, :] != shared.kinds[None, rows, :]
+        common = np.hypot(shared.halves[front, None, :], shared.halves[None, rows, :])
+        joint = np.hypot(joint, np.where(apart, common, 0.0))
     clearly = np.asarray((difference < -joint).any(axis=2), dtype=np.bool_)
     beats = clearly & (difference <= joint).all(axis=2)  # front x rows
     on_front = result[rows]

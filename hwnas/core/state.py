@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hwnas.core import pareto
 from hwnas.core.architecture import Architecture
-from hwnas.core.measurement import Measurement, Source, halves
+from hwnas.core.measurement import Context, Measurement, Source
 from hwnas.core.objective import Constraint, Objective
 from hwnas.core.stopping import Outlook, Stopped, StopRule
 from hwnas.seeding import stream
@@ -177,8 +177,8 @@ class SearchState:
 
     @cached_property
     def half_widths(self) -> Floats:
-        """`n x m`, half of each interval that was *measured*, without what all figures share
-        (`hwnas.core.measurement.halves`); 0 for others.
+        """`n x m`, half of each interval that was *measured*, without what figures of its context share (`shared`); 0
+        for others.
 
         A surrogate's interval says how far the whole model may be off, not how two of its answers compare, so
         it makes no ties.
@@ -186,8 +186,22 @@ class SearchState:
         table = np.zeros((len(self.archive), len(self.objectives)))
         for j, objective in enumerate(self.objectives):
             rows = [evaluation.find(objective.metric, objective.device) for evaluation in self.archive]
-            table[:, j] = halves([row if row and row.context.source is Source.MEASURED else None for row in rows])
+            table[:, j] = [row.resolution if row and row.context.source is Source.MEASURED else 0.0 for row in rows]
         return table
+
+    @cached_property
+    def shared(self) -> pareto.Shared:
+        """What figures of one context share, which makes ties between figures of different contexts only; with
+        `half_widths`, a joint interval is `hwnas.core.measurement.joint_half`."""
+        size = (len(self.archive), len(self.objectives))
+        halves, kinds = np.zeros(size), np.zeros(size, dtype=np.int64)
+        for j, objective in enumerate(self.objectives):
+            numbers: dict[Context, int] = {}
+            for i, evaluation in enumerate(self.archive):
+                row = evaluation.find(objective.metric, objective.device)
+                if row is not None:
+                    halves[i, j], kinds[i, j] = row.shared, numbers.setdefault(row.context, len(numbers))
+        return pareto.Shared(halves, kinds)
 
     @cached_property
     def violations(self) -> Floats:
@@ -232,7 +246,9 @@ class SearchState:
             kept = np.unique(np.concatenate([goal.front_indices for goal in self.goals]))
         else:
             feasible = np.flatnonzero(self.violations == 0)
-            kept = feasible[pareto.non_dominated(self.losses[feasible], self.half_widths[feasible])]
+            kept = feasible[
+                pareto.non_dominated(self.losses[feasible], self.half_widths[feasible], self.shared.of(feasible))
+            ]
         return kept[np.lexsort((kept, self.losses[kept, 0]))] if len(kept) else kept
 
     def front(self) -> pareto.ParetoFront:
