@@ -283,11 +283,8 @@ def hopeful(state: SearchState, doubt: Callable[[Measurement], float] = lambda r
     possible = np.array([_possible(state, i, doubt) for i in range(len(state.archive))], dtype=bool)
     possible &= ~np.isnan(state.losses).any(axis=1) if len(state.archive) else possible
     rows = np.flatnonzero(possible)
-    if len(rows):
-        widths, shared = _half_widths(state, doubt)[rows], state.shared.of(rows)
-        kept = rows[pareto.non_dominated(state.losses[rows], widths, shared)]
-    else:
-        kept = rows
+    widths, shared = _half_widths(state, doubt)[rows], state.shared.of(rows)
+    kept = rows[pareto.non_dominated(state.losses[rows], widths, shared)]
     chosen = sorted({*map(int, kept), *map(int, state.front_indices)})
     return [state.architectures[i] for i in chosen]
 

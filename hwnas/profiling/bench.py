@@ -642,17 +642,21 @@ class Bench:
         """Half width of a figure with the part between sessions, which several processes show and average out, and the
         doubt about the level that it is brought to; and the same for comparing it with others by this protocol: what is
         uncertain of the first batch's level moves all of them alike."""
-        table, names = _table(sessions)
-        own = statistics.own_doubt(table, names.index(name), self.sigma)
-        whole = statistics.whole_doubt(own, self.history.pace, self.sigma)
-        return _wider(within, whole, level.doubt), _wider(within, own, level.doubt)
+        return self._wider(within, *_table(sessions), name, self.history.pace, level.doubt)
 
     def _cpu_halves(self, within: float, sessions: Sequence[_Session], name: str) -> tuple[float, float]:
         """The same of CPU time, which is on no level."""
         table, names = _table(sessions, "cpu")
+        return self._wider(within, table, names, name, statistics.shared_doubt(table))
+
+    def _wider(
+        self, within: float, table: Floats, names: Sequence[str], name: str, pace: float, doubt: float = 0.0
+    ) -> tuple[float, float]:
+        """Half widths, whole and own, of a network within a session, between sessions, and of the level."""
         own = statistics.own_doubt(table, names.index(name), self.sigma)
-        whole = statistics.whole_doubt(own, statistics.shared_doubt(table), self.sigma)
-        return _wider(within, whole), _wider(within, own)
+        whole = statistics.whole_doubt(own, pace, self.sigma)
+        half, own_half = (float(statistics.with_session(within, math.hypot(x, doubt))) for x in (whole, own))
+        return half, own_half
 
     def _setup(self, candidate: Candidate, providers: Sequence[str] = ()) -> Setup:
         info = self.info
@@ -810,11 +814,6 @@ def _table(sessions: Sequence[_Session], which: str = "wall") -> tuple[Floats, l
     names = [name for name in sessions[0].ids if all(name in session.ids for session in sessions)]
     rows = [[getattr(session, which).value[session.at(name)] for name in names] for session in sessions]
     return np.array(rows, dtype=np.float64), names
-
-
-def _wider(within: float, between: float, doubt: float = 0.0) -> float:
-    """Half width of an interval: within a session, between sessions, of the level."""
-    return float(statistics.with_session(within, math.hypot(between, doubt)))
 
 
 def _mean(values: Sequence[float]) -> float:
