@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from quality_report import mean_and_half_width, seed_means, whole_seeds
+from quality_report import mean_and_half_width, seed_means, whole_seeds, write_page
 from quality_tasks import DATASETS, DEVICES, QUANTILES
 from search_quality import Bench, parse_seeds, run_one, stored, told
 
@@ -154,12 +154,7 @@ def write_report(records: Mapping[str, Sequence[dict[str, Any]]], folder: Path) 
     compared = {(r["task"], r["seed"]) for r in records["front"] if r["variant"] != DEFAULT}
     every = [r for r in records["front"] if (r["task"], r["seed"]) in compared]
     every += records["limit"] if _limit_table(records["limit"]) else []
-    hours = sum(r["cpu_s"] for r in every) / 3600
-    found = sorted({r["versions"]["hwnas"] for r in every})
-    lines += [f"{len(every):,} searches, {hours:.2f} CPU hours of one thread; hwnas {' and '.join(found)}.", ""]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "agnet_ablation.md").write_text("\n".join(lines))
-    return folder / "agnet_ablation.md"
+    return write_page(folder / "agnet_ablation.md", lines, every)
 
 
 def shared(records: Sequence[Mapping[str, Any]], name: str, keys: Sequence[str]) -> tuple[list[Any], list[Any]]:

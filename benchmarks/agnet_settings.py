@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 from agnet_ablation import DEFAULT, QUICK_DEVICES, Variant, over_seeds, shared, worse_by
-from quality_report import whole_seeds
+from quality_report import whole_seeds, write_page
 from quality_tasks import DEVICES
 from search_quality import Bench, parse_seeds, run_one, stored, told
 
@@ -102,12 +102,7 @@ def write_report(records: Mapping[str, Sequence[dict[str, Any]]], folder: Path) 
         *_table(f"{FOUND_ON}: reported, nothing was chosen by it", records["reported"]),
     ]
     every = [record for part in records.values() for record in part]
-    hours = sum(r["cpu_s"] for r in every) / 3600
-    found = sorted({r["versions"]["hwnas"] for r in every})
-    lines += [f"{len(every):,} searches, {hours:.2f} CPU hours of one thread; hwnas {' and '.join(found)}.", ""]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "agnet_settings.md").write_text("\n".join(lines))
-    return folder / "agnet_settings.md"
+    return write_page(folder / "agnet_settings.md", lines, every)
 
 
 def _table(title: str, records: Sequence[dict[str, Any]]) -> list[str]:

@@ -402,6 +402,22 @@ def cost_part(records: Records) -> list[str]:
     return ["## Cost", "", f"{len(records):,} searches, {hours:.2f} CPU hours of one thread. {told}."]
 
 
+def write_page(path: Path, lines: Sequence[str], records: Records) -> Path:
+    """Write a page of lines, which ends with what its searches took together and with which version.
+
+    Args:
+        path: The page; its folder is made where it is not there.
+        lines: Without that.
+        records: The searches.
+    """
+    hours = sum(r["cpu_s"] for r in records) / 3600
+    found = " and ".join(sorted({r["versions"]["hwnas"] for r in records}))
+    last = f"{len(records):,} searches, {hours:.2f} CPU hours of one thread; hwnas {found}."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([*lines, last, ""]))
+    return path
+
+
 def draw(records: Records, path: Path) -> None:
     """Gap over evaluations, median and quartiles over tasks and seeds: a column for each data set, ours above, other
     people's below, each beside `agnet`. Methods that ran on a part of the tasks are left out."""

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from quality_report import write_page
 from quality_tasks import DATASETS, all_tasks, searched
 from search_quality import Bench, parse_seeds, stored, versions
 
@@ -126,12 +127,7 @@ def write_report(records: Sequence[Mapping[str, Any]], folder: Path) -> Path:
         lines += [_row(dataset, rows, threshold) for threshold in THRESHOLDS] if rows else []
     lines += ["", "*Correlation* of expected and true gap over searches.", "", *_per_task(records, rule)]
     lines += [*_calibration(records, rule.least)]
-    hours = sum(r["cpu_s"] for r in records) / 3600
-    found = sorted({r["versions"]["hwnas"] for r in records})
-    lines += [f"{len(records)} searches, {hours:.2f} CPU hours of one thread; hwnas {' and '.join(found)}.", ""]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "stopping.md").write_text("\n".join(lines))
-    return folder / "stopping.md"
+    return write_page(folder / "stopping.md", lines, records)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
